@@ -1,0 +1,181 @@
+"""Settings of the gateway; every key is described here and rendered in docs/configuration.md."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from nexus.net.settings import KafkaSettings, Port, RedisSettings, ServiceSettings
+from nexus.settings import Secret, Settings
+
+__all__ = [
+    "AccessLogSettings",
+    "AuthSettings",
+    "BalancerSettings",
+    "BreakerSettings",
+    "ClientSettings",
+    "EnvelopeSettings",
+    "GatewaySettings",
+    "LimitSettings",
+    "MetricsSettings",
+    "RateLimitSettings",
+    "RetrySettings",
+    "TimeoutSettings",
+    "TracingSettings",
+    "UpstreamSettings",
+]
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class RateLimitSettings(Settings, frozen=True):
+    """Token bucket per client address."""
+
+    enabled: bool = True
+    capacity: Annotated[int, Meta(ge=1, le=1_000_000, description="burst, in requests")] = 10
+    refill_per_second: Annotated[float, Meta(gt=0, le=1_000_000)] = 2.0
+    max_addresses: Annotated[
+        int, Meta(ge=1024, le=16_777_216, description="live buckets kept, over all workers")
+    ] = 131_072
+
+
+class ClientSettings(Settings, frozen=True):
+    """A client that may ask for tokens."""
+
+    client_id: Annotated[str, Meta(min_length=1, max_length=128)]
+    client_secret: Annotated[Secret, Meta(min_length=8)]
+
+
+class AuthSettings(Settings, frozen=True):
+    """Bearer tokens (JWT, HS256)."""
+
+    enabled: bool = True
+    jwt_secret: Annotated[Secret, Meta(description="at least 32 bytes; required when enabled")] = ""
+    token_ttl_seconds: Annotated[int, Meta(ge=1, le=2_592_000)] = 3600
+    leeway_seconds: Annotated[int, Meta(ge=0, le=300, description="clock skew allowed on exp")] = 0
+    clients: tuple[ClientSettings, ...] = ()
+    token_cache_entries: Annotated[int, Meta(ge=0, description="verified tokens kept")] = 10_000
+
+
+class BalancerSettings(Settings, frozen=True):
+    algorithm: Literal["round-robin", "least-conn", "weighted", "p2c"] = "round-robin"
+
+
+class BreakerSettings(Settings, frozen=True):
+    """Circuit breaker, one per upstream URL."""
+
+    enabled: bool = True
+    timeout_ms: Annotated[int, Meta(ge=1, description="upstream response head")] = 5000
+    error_threshold_percentage: Annotated[float, Meta(gt=0, le=100)] = 50.0
+    reset_timeout_ms: Annotated[int, Meta(ge=1)] = 10_000
+    volume_threshold: Positive = 3
+
+
+class RetrySettings(Settings, frozen=True):
+    max_attempts: Annotated[int, Meta(ge=1, le=10)] = 3
+    delay_ms: Annotated[int, Meta(ge=0, le=60_000, description="base of the full-jitter delay")] = (
+        200
+    )
+    budget_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="retries as a share of active requests")
+    ] = 0.2
+    budget_floor: Annotated[int, Meta(ge=0, description="retries always allowed at once")] = 3
+    buffer_bytes: Annotated[
+        int, Meta(ge=0, le=16_777_216, description="request body kept for a replay")
+    ] = 65_536
+
+
+class EnvelopeSettings(Settings, frozen=True):
+    enabled: Annotated[bool, Meta(description="wrap JSON replies as {data, _meta}")] = True
+
+
+class TracingSettings(Settings, frozen=True):
+    enabled: bool = True
+    otlp_endpoint: Annotated[str, Meta(description="OTLP over HTTP, without /v1/traces")] = (
+        "http://127.0.0.1:4318"
+    )
+    sample_ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    service_name: str = "nexus-gateway"
+
+
+class AccessLogSettings(Settings, frozen=True):
+    enabled: bool = True
+    path: Annotated[str, Meta(description="`-` is standard output")] = "-"
+
+
+class MetricsSettings(Settings, frozen=True):
+    enabled: bool = True
+    max_address_labels: Annotated[
+        int, Meta(ge=0, description="distinct `ip` values; the rest count as `other`")
+    ] = 100
+
+
+class LimitSettings(Settings, frozen=True):
+    """What one request may cost."""
+
+    head_bytes: Annotated[int, Meta(ge=1024, le=1_048_576)] = 32_768
+    request_line_bytes: Annotated[int, Meta(ge=256, le=65_536)] = 8192
+    fields: Annotated[int, Meta(ge=8, le=1000)] = 100
+    body_bytes: Annotated[int, Meta(ge=0, description="request body; 0: unlimited")] = 10_485_760
+    connections: Annotated[int, Meta(ge=1, description="client connections of one worker")] = 20_000
+
+
+class TimeoutSettings(Settings, frozen=True):
+    """Seconds; the upstream's response head is bounded by ``breaker.timeout_ms``."""
+
+    head: Annotated[Seconds, Meta(description="request head → 408")] = 10.0
+    body_idle: Annotated[Seconds, Meta(description="silence within a request body → 408")] = 30.0
+    keep_alive: Annotated[Seconds, Meta(description="idle client connection → closed")] = 60.0
+    connect: Annotated[Seconds, Meta(description="TCP connect to an upstream")] = 3.0
+    total: Annotated[
+        Seconds, Meta(description="arrival → response head, attempts and queue included → 504")
+    ] = 30.0
+    stream_idle: Annotated[Seconds, Meta(description="silence within a response body")] = 300.0
+
+
+class UpstreamSettings(Settings, frozen=True):
+    """Connection pools to the upstreams, per worker and upstream."""
+
+    max_connections: Positive = 256
+    queue_size: Annotated[int, Meta(ge=0, description="requests that may wait for one")] = 1024
+    keep_alive_seconds: Annotated[
+        Seconds, Meta(description="idle upstream connections are dropped; below the upstream's own")
+    ] = 4.0
+
+
+class GatewaySettings(ServiceSettings, frozen=True):
+    """``python -m nexus.gateway``."""
+
+    host: str = "0.0.0.0"
+    port: Port = 3000
+    admin_port: Port = 3900
+    services_file: Annotated[str, Meta(description="upstream list, re-read every 5 s")] = (
+        "services.json"
+    )
+    services_poll_seconds: Seconds = 5.0
+    trusted_proxies: Annotated[
+        tuple[str, ...], Meta(description="networks whose X-Forwarded-For is believed")
+    ] = ()
+    underscores_in_headers: Annotated[
+        bool, Meta(description="pass header names with `_` instead of dropping them")
+    ] = False
+    via: Annotated[bool, Meta(description="add `Via: 1.1 nexus`")] = True
+    rate_limit: RateLimitSettings = RateLimitSettings()
+    auth: AuthSettings = AuthSettings()
+    balancer: BalancerSettings = BalancerSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    retry: RetrySettings = RetrySettings()
+    envelope: EnvelopeSettings = EnvelopeSettings()
+    limits: LimitSettings = LimitSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    tracing: TracingSettings = TracingSettings()
+    access_log: AccessLogSettings = AccessLogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    telemetry_entries: Annotated[
+        int, Meta(ge=0, le=10_000, description="recent requests shown by /telemetry")
+    ] = 100

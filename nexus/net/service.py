@@ -1,0 +1,85 @@
+"""What a service is to the process machinery: the seam between ``net`` and the services.
+
+::
+
+    argv ──► net.run ──► Supervisor ── fork ──► worker process (uvloop)
+                           │  owns: listening sockets, shared memory     │
+                           │  SIGTERM → drain, SIGHUP → reload           ▼
+                           └───────────────────────────── ServiceApp.start / reload / drain
+
+The supervisor never runs an event loop and holds no connection; all traffic lives in workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from socket import socket
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from nexus.net.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from nexus.observability.registry import Registry
+
+__all__ = ["ServiceApp", "ServiceSpec", "WorkerContext"]
+
+S = TypeVar("S", bound=ServiceSettings)
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class WorkerContext(Generic[S, T]):
+    """What one worker process is given.
+
+    ``listener`` is this slot's own listening socket (bound and listening, non-blocking;
+    ``SO_REUSEPORT`` with the other slots'), or ``None`` for a service that serves only its admin
+    listener. ``admin_listener`` is one socket that all workers accept on. ``shared`` is what
+    :attr:`ServiceSpec.make_shared` returned before the fork: maps of shared memory.
+    """
+
+    index: int
+    settings: S
+    registry: Registry
+    shared: T
+    listener: socket | None
+    admin_listener: socket
+    #: Called by the app when its state changes; seen by every worker's ``/ready`` and the
+    #: supervisor. States: "starting", "ready", "draining".
+    set_state: Callable[[str], None]
+    #: (worker index, state, pid) of all workers.
+    states: Callable[[], list[tuple[int, str, int]]]
+    #: Ends this worker with an error message; the supervisor restarts it.
+    fail: Callable[[str], None]
+
+
+class ServiceApp(Protocol[S]):
+    """One worker of a service; lives on that worker's event loop."""
+
+    async def start(self) -> None:
+        """Open everything; the worker is ready when this returns."""
+
+    async def reload(self, settings: S) -> None:
+        """Apply new settings without dropping a connection; keep the old ones on error."""
+
+    async def drain(self, seconds: float) -> None:
+        """Stop accepting, finish what is open within ``seconds``, release everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec(Generic[S, T]):
+    """A service as ``net.run`` sees it."""
+
+    name: str
+    description: str
+    settings: type[S]
+    #: Runs once in the supervisor, before the first fork.
+    make_shared: Callable[[S], T]
+    #: Runs in the worker, inside its event loop.
+    make_app: Callable[[WorkerContext[S, T]], ServiceApp[S]]
+    #: Whether workers serve ``settings.port``; the consumer has only its admin listener.
+    listens: bool = True
+    #: Extra command-line flags: flag → dotted setting (``--redis`` → ``redis.url``).
+    flags: dict[str, tuple[str, str]] = field(default_factory=dict)
+    #: Checks that need more than one field; raises ``ConfigError``. Also run by ``--check``.
+    validate: Callable[[S], None] = lambda _settings: None

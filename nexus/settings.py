@@ -1,0 +1,352 @@
+"""Configuration: YAML file + environment + flags → one frozen, typed struct per service.
+
+A flag beats the environment, the environment beats the file, the file beats the default. Every
+error says where the value was read, which setting it is, what was found and what was expected::
+
+    gateway.yaml: rate_limit.capacity: expected an integer >= 1, got 'ten'
+    gateway.yaml: ratelimit: unknown setting; did you mean 'rate_limit'?
+
+Environment names are ``NEXUS_<SERVICE>_<KEY>``, with a double underscore between levels
+(``NEXUS_GATEWAY_RATE_LIMIT__CAPACITY=100``); values are read as YAML unless the setting is text.
+Strings in a file may hold ``${NAME}`` or ``${NAME:-default}``, taken from the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, TypeVar, Union
+
+import msgspec
+import yaml
+
+from nexus.errors import ConfigError
+
+__all__ = ["MASK", "Secret", "Settings", "decode", "dump", "load", "read_yaml"]
+
+MASK: Final = "********"
+
+#: Text that is never printed: ``--check`` shows :data:`MASK` in its place.
+Secret = Annotated[str, msgspec.Meta(extra={"secret": True})]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every settings struct."""
+
+
+if typing.TYPE_CHECKING:
+    from pathlib import Path
+
+S = TypeVar("S", bound=Settings)
+Tree = dict[str, Any]
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_AT = re.compile(r" - at `(?:key in )?\$?(?P<path>[^`]*)`$")
+
+
+def load(
+    cls: type[S],
+    *,
+    service: str,
+    file: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    flags: Mapping[str, Any] | None = None,
+) -> S:
+    """Read and validate the settings of one service.
+
+    ``flags`` maps dotted setting names to values (``None`` = not given). Raises
+    :class:`~nexus.errors.ConfigError`.
+    """
+    layers: list[tuple[str, Tree]] = []
+    if file is not None:
+        tree = read_yaml(file)
+        layers.append((str(file), _interpolate(tree, environ, str(file), "")))
+    layers.extend(_environment(cls, f"NEXUS_{service.upper()}_", environ))
+    given = {k: v for k, v in (flags or {}).items() if v is not None}
+    layers.append(("command line", _nest(given)))
+    merged: Tree = {}
+    for source, tree in layers:
+        _reject_unknown(cls, tree, source)
+        merged = _merge(merged, tree)
+    sources = [source for source, _ in layers]
+    try:
+        return msgspec.convert(merged, cls)
+    except msgspec.ValidationError as error:
+        message, path = _split(str(error))
+        at = next((s for s, t in reversed(layers) if _holds(t, path)), sources[0])
+        raise ConfigError(
+            _in_words(message, _look_up(merged, path)), source=at, path=path
+        ) from None
+
+
+def decode(cls: type[S], tree: object, *, source: str) -> S:
+    """Validate one already parsed document (a policy, ``services.json``) into ``cls``."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"expected a mapping, got {_kind(tree)}", source=source)
+    _reject_unknown(cls, tree, source)
+    try:
+        return msgspec.convert(tree, cls)
+    except msgspec.ValidationError as error:
+        message, path = _split(str(error))
+        found = _look_up(tree, path)
+        raise ConfigError(_in_words(message, found), source=source, path=path) from None
+
+
+def read_yaml(file: Path) -> Tree:
+    """Parse one YAML mapping; an empty file is an empty mapping. Raises ``ConfigError``."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", source=str(file)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is not UTF-8 (byte {error.start})", source=str(file)) from None
+    try:
+        tree = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader subclass)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{where}{error.problem or error.context}", source=str(file)) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {error}", source=str(file)) from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"expected a mapping at the top, got {_kind(tree)}", source=str(file))
+    return tree
+
+
+def dump(settings: Settings) -> str:
+    """The resolved configuration as YAML, secrets masked: what ``--check`` prints."""
+    return yaml.safe_dump(_plain(settings), sort_keys=False, default_flow_style=False)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A key that is written twice is a mistake, not 'the last one wins'."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen and key_node.value != "<<":
+                    raise yaml.constructor.ConstructorError(
+                        None,
+                        None,
+                        f"the key {key_node.value!r} is given twice",
+                        key_node.start_mark,
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _interpolate(value: Any, environ: Mapping[str, str], source: str, path: str) -> Any:
+    if isinstance(value, dict):
+        return {
+            k: _interpolate(v, environ, source, f"{path}.{k}" if path else str(k))
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [_interpolate(v, environ, source, f"{path}[{i}]") for i, v in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        if name in environ:
+            return environ[name]
+        if default is not None:
+            return str(default)
+        raise ConfigError(
+            f"the environment variable {name} is not set (for a default: ${{{name}:-default}})",
+            source=source,
+            path=path,
+        )
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _environment(
+    cls: type[Settings], prefix: str, environ: Mapping[str, str]
+) -> list[tuple[str, Tree]]:
+    layers: list[tuple[str, Tree]] = []
+    for name in sorted(environ):
+        if not name.startswith(prefix) or name == prefix:
+            continue
+        path = name.removeprefix(prefix).lower().split("__")
+        source = f"environment variable {name}"
+        kind = _type_at(cls, path)
+        text = environ[name]
+        value: Any = text
+        if not _is_text(kind):
+            try:
+                value = yaml.safe_load(text)
+            except yaml.YAMLError:
+                raise ConfigError(f"not a YAML value: {text!r}", source=source) from None
+        layers.append((source, _nest({".".join(path): value})))
+    return layers
+
+
+def _nest(flat: Mapping[str, Any]) -> Tree:
+    tree: Tree = {}
+    for dotted, value in flat.items():
+        *parents, last = dotted.split(".")
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree
+
+
+def _merge(low: Tree, high: Tree) -> Tree:
+    merged = dict(low)
+    for key, value in high.items():
+        below = merged.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        merged[key] = _merge(typing.cast("Tree", below), value) if both else value
+    return merged
+
+
+def _strip(kind: Any) -> Any:
+    """The type behind ``Annotated`` and ``| None``."""
+    while typing.get_origin(kind) is Annotated:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        inner = [a for a in typing.get_args(kind) if a is not type(None)]
+        if len(inner) == 1:
+            return _strip(inner[0])
+    return kind
+
+
+def _fields(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.encode_name: hints[f.name] for f in msgspec.structs.fields(cls)}
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _type_at(cls: Any, path: list[str]) -> Any:
+    kind: Any = cls
+    for part in path:
+        kind = _strip(kind)
+        if not _is_struct(kind):
+            return None
+        kind = _fields(kind).get(part)
+    return kind
+
+
+def _is_text(kind: Any) -> bool:
+    kind = _strip(kind)
+    return kind is str or typing.get_origin(kind) is typing.Literal
+
+
+def _reject_unknown(kind: Any, value: Any, source: str, path: str = "") -> None:
+    kind = _strip(kind)
+    if isinstance(value, list):
+        arguments = typing.get_args(kind)
+        for index, item in enumerate(value):
+            if arguments:
+                _reject_unknown(arguments[0], item, source, f"{path}[{index}]")
+    if not isinstance(value, dict) or not _is_struct(kind):
+        return
+    known = _fields(kind)
+    for key, inner in value.items():
+        here = f"{path}.{key}" if path else str(key)
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.55)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+            raise ConfigError(f"unknown setting{hint}", source=source, path=here)
+        _reject_unknown(known[key], inner, source, here)
+
+
+def _split(message: str) -> tuple[str, str]:
+    match = _AT.search(message)
+    if match is None:
+        return message, ""
+    return message[: match.start()], match["path"].lstrip(".")
+
+
+def _steps(path: str) -> list[str | int]:
+    return [
+        int(p[1:-1]) if p.startswith("[") else p for p in re.findall(r"\[\d+\]|[^.\[\]]+", path)
+    ]
+
+
+_ABSENT: Final = object()
+
+
+def _look_up(tree: Any, path: str) -> Any:
+    for step in _steps(path):
+        try:
+            tree = tree[step]
+        except (KeyError, IndexError, TypeError):
+            return _ABSENT
+    return tree
+
+
+def _holds(tree: Tree, path: str) -> bool:
+    return _look_up(tree, path) is not _ABSENT
+
+
+_WORDS: Final = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "nothing",
+}
+
+
+def _in_words(message: str, found: object) -> str:
+    text = re.sub(r"^Expected", "expected", message)
+    text = re.sub(r"`(\w+)`", lambda m: _WORDS.get(m[1], m[1]), text)
+    text = re.sub(r"`([^`]*)`", lambda m: m[1].replace(" | ", " or "), text)
+    text = re.sub(
+        r"^(\w+ )?Object missing required field (\S+)$", r"the setting \2 is required", text
+    )
+    if found is not _ABSENT and not isinstance(found, dict | list) and text.startswith("expected"):
+        text = re.sub(r", got .*$", "", text) + f", got {found!r}"
+    return text
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    return "a list" if isinstance(value, list) else repr(value)
+
+
+def _plain(value: Any, *, secret: bool = False) -> Any:
+    if isinstance(value, msgspec.Struct):
+        hints = _fields(type(value))
+        return {
+            f.encode_name: _plain(getattr(value, f.name), secret=_is_secret(hints[f.encode_name]))
+            for f in msgspec.structs.fields(value)
+        }
+    if secret and value:
+        return MASK
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return _without_password(value) if isinstance(value, str) else value
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"(?<=://)([^/@:\s]*):[^/@\s]+@", rf"\1:{MASK}@", text)
+
+
+def _is_secret(kind: Any) -> bool:
+    if typing.get_origin(kind) is Annotated:
+        base, *extras = typing.get_args(kind)
+        if any(isinstance(m, msgspec.Meta) and (m.extra or {}).get("secret") for m in extras):
+            return True
+        return _is_secret(base)
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return any(_is_secret(a) for a in typing.get_args(kind))
+    return False

@@ -1,0 +1,116 @@
+"""Build of the compiled kernels; everything else is in ``pyproject.toml``.
+
+Two kinds of sources are found by name, so a new kernel needs no line here:
+
+* ``_x_c.pyx`` — a twin of ``_x_py.py`` that works on C pointers;
+* ``_x_py.py`` with ``_x_c.pxd`` beside it — one Python source, compiled as ``_x_c`` with the C
+  types of the ``.pxd`` (the other name keeps the extension from shadowing its own source).
+
+Environment:
+
+``NEXUS_NO_EXTENSIONS=1``       build nothing; the pure-Python kernels run
+``NEXUS_REQUIRE_EXTENSIONS=1``  a kernel that does not build is an error, not a fallback
+``NEXUS_BUILD_ONLY=a,b``        build only modules whose dotted name contains one of these
+``NEXUS_CYTHON_TRACE=1``        line tracing, for coverage and debuggers
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+HERE = Path(__file__).resolve().parent
+NO_EXTENSIONS = os.environ.get("NEXUS_NO_EXTENSIONS", "") not in ("", "0")
+REQUIRE_EXTENSIONS = os.environ.get("NEXUS_REQUIRE_EXTENSIONS", "") not in ("", "0")
+TRACE = os.environ.get("NEXUS_CYTHON_TRACE", "") not in ("", "0")
+
+
+def say(line: str) -> None:
+    print(f"nexus build: {line}", file=sys.stderr, flush=True)
+
+
+def kernel_sources() -> dict[str, str]:
+    """Dotted extension name → source path, relative to this file."""
+    found: dict[str, str] = {}
+    for pyx in sorted(HERE.glob("nexus/**/_*_c.pyx")):
+        relative = pyx.relative_to(HERE)
+        found[".".join(relative.with_suffix("").parts)] = str(relative)
+    for pxd in sorted(HERE.glob("nexus/**/_*_c.pxd")):
+        relative = pxd.relative_to(HERE)
+        name = ".".join(relative.with_suffix("").parts)
+        source = relative.with_name(relative.stem.removesuffix("_c") + "_py.py")
+        if name not in found and (HERE / source).exists():
+            found[name] = str(source)
+    only = [part for part in os.environ.get("NEXUS_BUILD_ONLY", "").split(",") if part]
+    if only:
+        found = {k: v for k, v in found.items() if any(part in k for part in only)}
+    return found
+
+
+def extensions() -> list[Extension]:
+    if NO_EXTENSIONS:
+        say("NEXUS_NO_EXTENSIONS is set: pure-Python kernels")
+        return []
+    from Cython.Build import cythonize
+    from Cython.Compiler.Errors import CompileError
+
+    compile_args = ["-O3", "-fno-plt", "-Wno-unused-function", "-Wno-unreachable-code"]
+    if os.uname().machine in ("x86_64", "AMD64"):
+        compile_args.append("-mcx16")  # the 16-byte compare-and-swap of the shared bucket table
+    modules = [
+        Extension(
+            name,
+            [source],
+            extra_compile_args=compile_args,
+            define_macros=[("CYTHON_TRACE", "1")] if TRACE else [],
+        )
+        for name, source in kernel_sources().items()
+    ]
+    try:
+        cythonized: list[Extension] = cythonize(
+            modules,
+            build_dir="build/cython",
+            nthreads=0,
+            compiler_directives={
+                "language_level": 3,
+                "boundscheck": False,
+                "wraparound": False,
+                "cdivision": True,
+                "initializedcheck": False,
+                "freethreading_compatible": False,
+                "linetrace": TRACE,
+            },
+        )
+    except CompileError:
+        if REQUIRE_EXTENSIONS:
+            raise
+        say("Cython could not translate the kernels: falling back to pure Python")
+        return []
+    return cythonized
+
+
+class OptionalBuildExt(build_ext):
+    """Compiles the kernels where a compiler is at hand and says so where it is not."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:  # every compiler and platform raises its own kind
+            if REQUIRE_EXTENSIONS:
+                raise
+            self._fall_back(error)
+
+    def _fall_back(self, error: Exception) -> None:
+        # All compiled or none: a half-built set would mix backends.
+        for extension in self.extensions:
+            for built in (self.get_ext_fullpath(extension.name),):
+                Path(built).unlink(missing_ok=True)
+        self.extensions = []
+        say(f"no usable C compiler ({error}): falling back to pure Python, which is slower")
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuildExt})
