@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from nexus.net.settings import ServiceSettings
 
 if TYPE_CHECKING:
-    from nexus.observability.registry import Registry
+    from nexus.observability.registry import LocalMetrics, Registry
 
 __all__ = ["ServiceApp", "ServiceSpec", "WorkerContext"]
 
@@ -41,6 +41,8 @@ class WorkerContext(Generic[S, T]):
     index: int
     settings: S
     registry: Registry
+    #: This worker's own block of the registry: what it counts into.
+    metrics: LocalMetrics
     shared: T
     listener: socket | None
     admin_listener: socket
