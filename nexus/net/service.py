@@ -18,6 +18,7 @@ from socket import socket
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from nexus.net.settings import ServiceSettings
+from nexus.net.states import WorkerStates
 
 if TYPE_CHECKING:
     from nexus.observability.registry import LocalMetrics, Registry
@@ -26,6 +27,10 @@ __all__ = ["ServiceApp", "ServiceSpec", "WorkerContext"]
 
 S = TypeVar("S", bound=ServiceSettings)
 T = TypeVar("T")
+
+
+def _not_running(reason: str) -> None:
+    raise RuntimeError(f"no worker is running: {reason}")
 
 
 @dataclass(slots=True)
@@ -46,13 +51,14 @@ class WorkerContext(Generic[S, T]):
     shared: T
     listener: socket | None
     admin_listener: socket
-    #: Called by the app when its state changes; seen by every worker's ``/ready`` and the
-    #: supervisor. States: "starting", "ready", "draining".
+    #: Name of the service, for payloads and logs.
+    service: str
+    #: Every slot's state; ``states.serving()`` is what ``/ready`` answers.
+    states: WorkerStates
+    #: Sets this slot's state; used by ``net`` around start and drain.
     set_state: Callable[[str], None]
-    #: (worker index, state, pid) of all workers.
-    states: Callable[[], list[tuple[int, str, int]]]
     #: Ends this worker with an error message; the supervisor restarts it.
-    fail: Callable[[str], None]
+    fail: Callable[[str], None] = _not_running
 
 
 class ServiceApp(Protocol[S]):

@@ -59,4 +59,8 @@ class ServiceSettings(Settings, frozen=True):
     drain_seconds: Annotated[
         float, Meta(ge=0, le=3600, description="longest wait for open work on SIGTERM")
     ] = 10.0
+    drain_grace_seconds: Annotated[
+        float,
+        Meta(ge=0, le=300, description="between `/ready` turning 503 and the end of accepting"),
+    ] = 0.0
     log: LogSettings = LogSettings()
