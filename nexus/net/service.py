@@ -27,6 +27,7 @@ __all__ = ["ServiceApp", "ServiceSpec", "WorkerContext"]
 
 S = TypeVar("S", bound=ServiceSettings)
 T = TypeVar("T")
+S_contra = TypeVar("S_contra", bound=ServiceSettings, contravariant=True)
 
 
 def _not_running(reason: str) -> None:
@@ -61,13 +62,13 @@ class WorkerContext(Generic[S, T]):
     fail: Callable[[str], None] = _not_running
 
 
-class ServiceApp(Protocol[S]):
+class ServiceApp(Protocol[S_contra]):
     """One worker of a service; lives on that worker's event loop."""
 
     async def start(self) -> None:
         """Open everything; the worker is ready when this returns."""
 
-    async def reload(self, settings: S) -> None:
+    async def reload(self, settings: S_contra) -> None:
         """Apply new settings without dropping a connection; keep the old ones on error."""
 
     async def drain(self, seconds: float) -> None:
