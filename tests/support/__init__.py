@@ -1,0 +1,1 @@
+"""Real servers and small tools that several test areas share."""
