@@ -18,7 +18,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar, Union
 
 import msgspec
@@ -78,9 +78,8 @@ def load(
     except msgspec.ValidationError as error:
         message, path = _split(str(error))
         at = next((s for s, t in reversed(layers) if _holds(t, path)), sources[0])
-        raise ConfigError(
-            _in_words(message, _look_up(merged, path)), source=at, path=path
-        ) from None
+        words = _in_words(message, _look_up(merged, path), _type_at(cls, _steps(path)))
+        raise ConfigError(words, source=at, path=path) from None
 
 
 def decode(cls: type[S], tree: object, *, source: str) -> S:
@@ -92,8 +91,8 @@ def decode(cls: type[S], tree: object, *, source: str) -> S:
         return msgspec.convert(tree, cls)
     except msgspec.ValidationError as error:
         message, path = _split(str(error))
-        found = _look_up(tree, path)
-        raise ConfigError(_in_words(message, found), source=source, path=path) from None
+        words = _in_words(message, _look_up(tree, path), _type_at(cls, _steps(path)))
+        raise ConfigError(words, source=source, path=path) from None
 
 
 def read_yaml(file: Path) -> Tree:
@@ -229,13 +228,16 @@ def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
-def _type_at(cls: Any, path: list[str]) -> Any:
+def _type_at(cls: Any, path: Sequence[str | int]) -> Any:
     kind: Any = cls
     for part in path:
         kind = _strip(kind)
-        if not _is_struct(kind):
+        if isinstance(part, int):
+            kind = next(iter(typing.get_args(kind)), None)
+        elif _is_struct(kind):
+            kind = _fields(kind).get(part)
+        else:
             return None
-        kind = _fields(kind).get(part)
     return kind
 
 
@@ -303,7 +305,13 @@ _WORDS: Final = {
 }
 
 
-def _in_words(message: str, found: object) -> str:
+def _in_words(message: str, found: object, kind: object) -> str:
+    """A validation message of msgspec as a sentence for people."""
+    if typing.get_origin(_strip(kind)) is typing.Literal:
+        choices = [str(choice) for choice in typing.get_args(_strip(kind))]
+        close = difflib.get_close_matches(str(found), choices, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"expected one of {', '.join(choices)}, got {found!r}{hint}"
     text = re.sub(r"^Expected", "expected", message)
     text = re.sub(r"`(\w+)`", lambda m: _WORDS.get(m[1], m[1]), text)
     text = re.sub(r"`([^`]*)`", lambda m: m[1].replace(" | ", " or "), text)

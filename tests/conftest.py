@@ -12,9 +12,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support.servers import RedisServer, redis_executable
 
 from nexus._speedups import BACKEND
+
+# Shared machines are slow at random, so no deadlines; CI repeats the same examples every time, and
+# local runs explore.
+settings.register_profile(
+    "nexus",
+    deadline=None,
+    max_examples=60,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("nexus")
 
 REQUIRE_ALL = os.environ.get("NEXUS_TEST_REQUIRE", "") == "all"
 
