@@ -44,6 +44,10 @@ types: $(STAMP) ## mypy, strict
 test: build lint types ## lint, types and the whole suite on both backends
 	@scripts/run-tests $(BIN)/python $(ARGS)
 
+.PHONY: docs
+docs: $(STAMP) ## reference pages that are derived from code
+	@$(BIN)/python scripts/generate-docs
+
 .PHONY: clean
 clean: ## built files and caches; not the virtual environment
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .nexus

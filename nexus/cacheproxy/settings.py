@@ -32,7 +32,9 @@ class ClientLimitSettings(Settings, frozen=True):
 class CacheproxySettings(ServiceSettings, frozen=True):
     """``python -m nexus.cacheproxy``."""
 
-    port: Port = 6380
-    admin_port: Port = 6390
+    port: Annotated[Port, Meta(description="port to listen on; 0: a free one")] = 6380
+    admin_port: Annotated[Port, Meta(description="port of the admin listener; 0: a free one")] = (
+        6390
+    )
     redis: RedisSettings = RedisSettings(url="redis://127.0.0.1:6379")
     limits: ClientLimitSettings = ClientLimitSettings()

@@ -15,7 +15,7 @@ __all__ = ["ConsumerSettings", "SpikeSettings"]
 class SpikeSettings(Settings, frozen=True):
     """Latency spikes: a request against the mean of the last ones of its route."""
 
-    factor: Annotated[float, Meta(gt=1)] = 3.0
+    factor: Annotated[float, Meta(gt=1, description="times the mean that make a spike")] = 3.0
     window: Annotated[int, Meta(ge=2, le=10_000, description="requests per route")] = 50
     min_samples: Annotated[int, Meta(ge=1, description="requests before the first alert")] = 10
 
@@ -23,10 +23,14 @@ class SpikeSettings(Settings, frozen=True):
 class ConsumerSettings(ServiceSettings, frozen=True):
     """``python -m nexus.consumer``."""
 
-    admin_port: Port = 3901
+    admin_port: Annotated[Port, Meta(description="port of the admin listener; 0: a free one")] = (
+        3901
+    )
     kafka: KafkaSettings = KafkaSettings()
     redis: RedisSettings = RedisSettings()
-    group: Annotated[str, Meta(min_length=1, max_length=249)] = "nexus-consumer-group"
+    group: Annotated[str, Meta(min_length=1, max_length=249, description="consumer group")] = (
+        "nexus-consumer-group"
+    )
     start: Annotated[
         Literal["earliest", "latest"], Meta(description="where a new group begins")
     ] = "earliest"

@@ -27,15 +27,16 @@ __all__ = [
 ]
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-Positive = Annotated[int, Meta(ge=1)]
 
 
 class RateLimitSettings(Settings, frozen=True):
     """Token bucket per client address."""
 
-    enabled: bool = True
+    enabled: Annotated[bool, Meta(description="limit requests per client address")] = True
     capacity: Annotated[int, Meta(ge=1, le=1_000_000, description="burst, in requests")] = 10
-    refill_per_second: Annotated[float, Meta(gt=0, le=1_000_000)] = 2.0
+    refill_per_second: Annotated[
+        float, Meta(gt=0, le=1_000_000, description="sustained requests per second")
+    ] = 2.0
     max_addresses: Annotated[
         int, Meta(ge=1024, le=16_777_216, description="live buckets kept, over all workers")
     ] = 131_072
@@ -44,37 +45,52 @@ class RateLimitSettings(Settings, frozen=True):
 class ClientSettings(Settings, frozen=True):
     """A client that may ask for tokens."""
 
-    client_id: Annotated[str, Meta(min_length=1, max_length=128)]
-    client_secret: Annotated[Secret, Meta(min_length=8)]
+    client_id: Annotated[str, Meta(min_length=1, max_length=128, description="name")]
+    client_secret: Annotated[Secret, Meta(min_length=8, description="hashed once it is read")]
 
 
 class AuthSettings(Settings, frozen=True):
     """Bearer tokens (JWT, HS256)."""
 
-    enabled: bool = True
+    enabled: Annotated[bool, Meta(description="demand a token on proxied requests")] = True
     jwt_secret: Annotated[Secret, Meta(description="at least 32 bytes; required when enabled")] = ""
-    token_ttl_seconds: Annotated[int, Meta(ge=1, le=2_592_000)] = 3600
+    token_ttl_seconds: Annotated[
+        int, Meta(ge=1, le=2_592_000, description="life of an issued token")
+    ] = 3600
     leeway_seconds: Annotated[int, Meta(ge=0, le=300, description="clock skew allowed on exp")] = 0
-    clients: tuple[ClientSettings, ...] = ()
+    clients: Annotated[
+        tuple[ClientSettings, ...], Meta(description="who may ask /auth/token for a token")
+    ] = ()
     token_cache_entries: Annotated[int, Meta(ge=0, description="verified tokens kept")] = 10_000
 
 
 class BalancerSettings(Settings, frozen=True):
-    algorithm: Literal["round-robin", "least-conn", "weighted", "p2c"] = "round-robin"
+    """How an upstream is chosen."""
+
+    algorithm: Annotated[
+        Literal["round-robin", "least-conn", "weighted", "p2c"],
+        Meta(description="`p2c`: the less loaded of two random ones"),
+    ] = "round-robin"
 
 
 class BreakerSettings(Settings, frozen=True):
     """Circuit breaker, one per upstream URL."""
 
-    enabled: bool = True
+    enabled: Annotated[bool, Meta(description="stop sending to an upstream that fails")] = True
     timeout_ms: Annotated[int, Meta(ge=1, description="upstream response head")] = 5000
-    error_threshold_percentage: Annotated[float, Meta(gt=0, le=100)] = 50.0
-    reset_timeout_ms: Annotated[int, Meta(ge=1)] = 10_000
-    volume_threshold: Positive = 3
+    error_threshold_percentage: Annotated[
+        float, Meta(gt=0, le=100, description="share of failures that opens it")
+    ] = 50.0
+    reset_timeout_ms: Annotated[int, Meta(ge=1, description="open → one trial request")] = 10_000
+    volume_threshold: Annotated[
+        int, Meta(ge=1, description="requests in the window before it may open")
+    ] = 3
 
 
 class RetrySettings(Settings, frozen=True):
-    max_attempts: Annotated[int, Meta(ge=1, le=10)] = 3
+    """Another attempt, on another upstream where there is one."""
+
+    max_attempts: Annotated[int, Meta(ge=1, le=10, description="the first one included")] = 3
     delay_ms: Annotated[int, Meta(ge=0, le=60_000, description="base of the full-jitter delay")] = (
         200
     )
@@ -88,25 +104,35 @@ class RetrySettings(Settings, frozen=True):
 
 
 class EnvelopeSettings(Settings, frozen=True):
+    """The JSON envelope around JSON replies."""
+
     enabled: Annotated[bool, Meta(description="wrap JSON replies as {data, _meta}")] = True
 
 
 class TracingSettings(Settings, frozen=True):
-    enabled: bool = True
+    """Spans, sent to a collector over OTLP/HTTP."""
+
+    enabled: Annotated[bool, Meta(description="record and send spans")] = True
     otlp_endpoint: Annotated[str, Meta(description="OTLP over HTTP, without /v1/traces")] = (
         "http://127.0.0.1:4318"
     )
-    sample_ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0
-    service_name: str = "nexus-gateway"
+    sample_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="share of new traces; a caller's decision is kept")
+    ] = 1.0
+    service_name: Annotated[str, Meta(description="`service.name` of the spans")] = "nexus-gateway"
 
 
 class AccessLogSettings(Settings, frozen=True):
-    enabled: bool = True
+    """One JSON line per request."""
+
+    enabled: Annotated[bool, Meta(description="write it")] = True
     path: Annotated[str, Meta(description="`-` is standard output")] = "-"
 
 
 class MetricsSettings(Settings, frozen=True):
-    enabled: bool = True
+    """Prometheus metrics of requests."""
+
+    enabled: Annotated[bool, Meta(description="count requests")] = True
     max_address_labels: Annotated[
         int, Meta(ge=0, description="distinct `ip` values; the rest count as `other`")
     ] = 100
@@ -115,9 +141,13 @@ class MetricsSettings(Settings, frozen=True):
 class LimitSettings(Settings, frozen=True):
     """What one request may cost."""
 
-    head_bytes: Annotated[int, Meta(ge=1024, le=1_048_576)] = 32_768
-    request_line_bytes: Annotated[int, Meta(ge=256, le=65_536)] = 8192
-    fields: Annotated[int, Meta(ge=8, le=1000)] = 100
+    head_bytes: Annotated[int, Meta(ge=1024, le=1_048_576, description="request head → 431")] = (
+        32_768
+    )
+    request_line_bytes: Annotated[
+        int, Meta(ge=256, le=65_536, description="request line → 414")
+    ] = 8192
+    fields: Annotated[int, Meta(ge=8, le=1000, description="header fields → 431")] = 100
     body_bytes: Annotated[int, Meta(ge=0, description="request body; 0: unlimited")] = 10_485_760
     connections: Annotated[int, Meta(ge=1, description="client connections of one worker")] = 20_000
 
@@ -138,7 +168,7 @@ class TimeoutSettings(Settings, frozen=True):
 class UpstreamSettings(Settings, frozen=True):
     """Connection pools to the upstreams, per worker and upstream."""
 
-    max_connections: Positive = 256
+    max_connections: Annotated[int, Meta(ge=1, description="open at once")] = 256
     queue_size: Annotated[int, Meta(ge=0, description="requests that may wait for one")] = 1024
     keep_alive_seconds: Annotated[
         Seconds, Meta(description="idle upstream connections are dropped; below the upstream's own")
@@ -148,13 +178,17 @@ class UpstreamSettings(Settings, frozen=True):
 class GatewaySettings(ServiceSettings, frozen=True):
     """``python -m nexus.gateway``."""
 
-    host: str = "0.0.0.0"
-    port: Port = 3000
-    admin_port: Port = 3900
+    host: Annotated[str, Meta(description="address to listen on")] = "0.0.0.0"
+    port: Annotated[Port, Meta(description="port to listen on; 0: a free one")] = 3000
+    admin_port: Annotated[Port, Meta(description="port of the admin listener; 0: a free one")] = (
+        3900
+    )
     services_file: Annotated[str, Meta(description="upstream list, re-read every 5 s")] = (
         "services.json"
     )
-    services_poll_seconds: Seconds = 5.0
+    services_poll_seconds: Annotated[
+        Seconds, Meta(description="how often the services file is re-read")
+    ] = 5.0
     trusted_proxies: Annotated[
         tuple[str, ...], Meta(description="networks whose X-Forwarded-For is believed")
     ] = ()
