@@ -1,0 +1,93 @@
+"""What people see of the children's lines."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from nexus.demo.console import MAX_LINE, Console, readable, wants_colour
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ({"level": "info", "message": "ready", "port": 3000}, "ready port=3000"),
+        (
+            {"level": "warning", "message": "slow", "why": "two words"},
+            "WARNING slow why='two words'",
+        ),
+        ({"level": "info", "message": "m", "ratio": 0.123456, "empty": ""}, "m ratio=0.1235"),
+        ({"level": "error", "message": "x", "exception": "Trace\n  at"}, "ERROR x\nTrace\n  at"),
+        ({"level": "info", "message": "m", "list": [1, "a"]}, 'm list=[1,"a"]'),
+        ({"level": "info", "message": "m", "evil": "\x1b[2J"}, r"m evil='\x1b[2J'"),
+    ],
+)
+def test_json_lines_become_text(record, text):
+    assert readable(json.dumps(record)) == text
+
+
+@pytest.mark.parametrize("line", ["plain", "{not json", "[1]", "", "{"])
+def test_other_lines_pass_unchanged(line):
+    assert readable(line) == line
+
+
+def test_prefixes_line_up_and_long_lines_are_cut():
+    stream = io.StringIO()
+    console = Console(stream, colour=False)
+    console.know("a", "gateway")
+    console.child("a", "x")
+    console.child("gateway", "y" * (MAX_LINE + 5))
+    first, second = stream.getvalue().splitlines()
+    assert first == "a       │ x"
+    assert second == f"gateway │ {'y' * MAX_LINE}… (5 more)"
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    stream = io.StringIO()
+    console = Console(stream, colour=False)
+    console.child("a", "\x1b[2J\tx")
+    console.child("a", json.dumps({"message": "\x07é"}))
+    assert stream.getvalue() == "a │ \\x1b[2J\tx\na │ \\x07é\n"
+
+
+def test_colour_only_where_wanted():
+    plain, coloured = io.StringIO(), io.StringIO()
+    for stream, colour in ((plain, False), (coloured, True)):
+        console = Console(stream, colour=colour)
+        console.child("a", "x")
+        console.error("bad")
+    assert "\x1b" not in plain.getvalue()
+    assert coloured.getvalue().count("\x1b[0m") == 2
+
+
+@pytest.mark.parametrize(
+    ("stream", "environ", "wanted"),
+    [
+        (Terminal(), {}, True),
+        (io.StringIO(), {}, False),
+        (Terminal(), {"NO_COLOR": "1"}, False),
+        (Terminal(), {"NO_COLOR": ""}, True),
+        (Terminal(), {"TERM": "dumb"}, False),
+    ],
+)
+def test_a_terminal_without_no_color_gets_colours(stream, environ, wanted):
+    assert wants_colour(stream, environ) is wanted
+
+
+def test_a_closed_output_is_reported_once():
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    lost = []
+    console = Console(Closed(), colour=False, on_lost=lambda: lost.append(1))
+    console.say("a")
+    console.say("b")
+    assert lost == [1]
