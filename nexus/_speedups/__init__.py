@@ -27,7 +27,7 @@ from nexus.errors import BackendError
 __all__ = ["BACKEND", "COMPILED_MODULES", "MISSING"]
 
 #: Every module that exists in two backends, by the name of its compiled side.
-COMPILED_MODULES: Final[tuple[str, ...]] = ()
+COMPILED_MODULES: Final[tuple[str, ...]] = ("nexus._speedups._counters_c",)
 
 
 def _flag(name: str) -> bool:
