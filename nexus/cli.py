@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nexus.net.service import ServiceSpec
+    from nexus.settings import Settings
 
 __all__ = ["main"]
 
@@ -92,6 +93,12 @@ def _spec(service: str) -> ServiceSpec[Any, Any]:
     return spec
 
 
+def _settings(service: str) -> type[Settings]:
+    module = importlib.import_module(f"nexus.{service}.settings")
+    settings: type[Settings] = getattr(module, f"{service.capitalize()}Settings")
+    return settings
+
+
 def _run_service(service: str, argv: Sequence[str]) -> int:
     from nexus.net.run import main as run
 
@@ -137,7 +144,7 @@ def _guess_service(file: Path, keys: set[str]) -> str:
 
     known = {
         service: len(keys & {field.encode_name for field in msgspec.structs.fields(settings)})
-        for service, settings in ((name, _spec(name).settings) for name in _SERVICES)
+        for service, settings in ((name, _settings(name)) for name in _SERVICES)
     }
     most = max(known.values())
     likely = [service for service, count in known.items() if count == most]

@@ -77,7 +77,7 @@ def redis_spec(executable: str, port: int, directory: Path) -> ChildSpec:
         "--save": "",
         "--appendonly": "no",
         "--daemonize": "no",
-        "--loglevel": "notice",
+        "--loglevel": "warning",
     }
     arguments = [word for option in options.items() for word in option]
     return ChildSpec("redis", (executable, *arguments), ready=ready)
