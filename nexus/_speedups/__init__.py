@@ -27,7 +27,11 @@ from nexus.errors import BackendError
 __all__ = ["BACKEND", "COMPILED_MODULES", "MISSING"]
 
 #: Every module that exists in two backends, by the name of its compiled side.
-COMPILED_MODULES: Final[tuple[str, ...]] = ("nexus._speedups._counters_c",)
+COMPILED_MODULES: Final[tuple[str, ...]] = (
+    "nexus._speedups._buckets_c",
+    "nexus._speedups._counters_c",
+    "nexus._speedups._wrr_c",
+)
 
 
 def _flag(name: str) -> bool:
