@@ -1,0 +1,111 @@
+"""`nexus up` with the real services: what a new user sees, by the very commands that it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import urllib.request
+
+import pytest
+from support.running import alive
+from support.servers import redis_executable
+
+UP = "Ctrl-C stops everything"
+
+
+@pytest.fixture(autouse=True)
+def _everything_needed():
+    lacking = [name for name in ("curl", "redis-cli", "bash") if shutil.which(name) is None]
+    if redis_executable() is None:
+        lacking.append("redis-server")
+    if lacking:
+        reason = f"not installed: {', '.join(lacking)}"
+        if os.environ.get("NEXUS_TEST_REQUIRE") == "all":
+            pytest.fail(f"required by NEXUS_TEST_REQUIRE=all: {reason}", pytrace=False)
+        pytest.skip(reason)
+
+
+def printed(up, *words):
+    """The printed command that has all ``words``."""
+    for line in up.output.splitlines():
+        if line.startswith("    ") and all(word in line for word in words):
+            return line.strip()
+    raise AssertionError(f"no command with {words} in:\n{up.output}")
+
+
+def run(command):
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def get(url):
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.read().decode()
+
+
+def test_the_printed_commands_do_what_they_say(start):
+    up = start()
+    up.wait_for(UP, 90)
+    pids = up.children()
+
+    answer = json.loads(run(printed(up, "curl", "/api/products")))
+    assert answer["data"]["products"]
+    assert answer["_meta"]["gateway"] == "nexus"
+
+    codes = run(printed(up, "http_code")).split()
+    assert set(codes) == {"200", "429"}
+    # A full bucket holds ten; the requests before have taken some, time has given some back.
+    assert codes[-1] == "429"
+
+    fresh = json.loads(run(printed(up, "/auth/token")))
+    assert (fresh["token_type"], fresh["expires_in"]) == ("Bearer", 3600)
+
+    assert run(printed(up, "redis-cli", "SET foo bar")).strip() == "OK"
+    assert run(printed(up, "redis-cli", "GET foo")).strip() == "bar"
+
+    metrics = run(printed(up, "/metrics"))
+    assert re.search(r'nexus_http_requests_total\{[^}]*route="/api/\*"[^}]*\} \d', metrics)
+    for name in ("gateway", "cacheproxy", "consumer"):
+        url = re.search(rf"^  {name} .*metrics (\S+)$", up.output, re.MULTILINE)[1]
+        assert get(url).startswith("# HELP")
+        health = json.loads(get(url.replace("/metrics", "/health")))
+        assert "compiled" in str(health) or "pure" in str(health)
+
+    up.process.send_signal(signal.SIGINT)
+    assert up.ends() == 0, up.output
+    assert alive(pids) == []
+    assert "was killed" not in up.output
+    assert "Traceback" not in up.output
+    assert fresh["access_token"] not in up.output
+
+
+def test_once_and_again(start):
+    for _ in range(2):
+        up = start("--once")
+        assert up.ends(120) == 0, up.output
+        assert "every path answered" in up.output
+        assert "Traceback" not in up.output
+
+
+def test_a_service_that_refuses_its_configuration_is_named_with_its_reason(start):
+    up = start("--once", NEXUS_GATEWAY_RATE_LIMIT__CAPACITY="none")
+    assert up.ends(90) == 1, up.output
+    assert "nexus up: gateway exited with code 2; its last lines:" in up.output
+    assert "rate_limit.capacity" in up.output
+
+
+def test_a_gateway_that_dies_takes_all_with_it(start):
+    up = start()
+    up.wait_for(UP, 90)
+    pids = up.children()
+    os.kill(up.child("nexus.gateway"), signal.SIGKILL)
+    assert up.ends() == 1, up.output
+    assert "nexus up: gateway was killed by SIGKILL" in up.output
+    assert alive(pids) == []
