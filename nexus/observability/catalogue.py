@@ -1,0 +1,245 @@
+"""Every metric that Nexus has, once: name, kind, help, labels, buckets, and how workers add up.
+
+Handles come from :mod:`nexus.observability.registry`, which refuses a name that is not here; the
+scrape, the documentation and the tests read the same table. Names follow Prometheus' conventions
+(base unit in the name, ``_total`` on counters); milliseconds where the contract says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+__all__ = ["CATALOGUE", "LATENCY_MS", "Metric", "find"]
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+#: How the workers' values of one series become one:
+#: ``sum`` of all; ``max`` of all; ``last`` written of all; ``worker``: one series for each worker,
+#: told apart by a label ``worker``.
+Aggregation = Literal["sum", "max", "last", "worker"]
+
+#: Milliseconds; the contract's buckets.
+LATENCY_MS: Final = (1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0)
+
+#: Milliseconds; a turn of the event loop, or a collection, that takes longer than a bucket.
+PAUSE_MS: Final = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0)
+
+#: Milliseconds; a Redis round trip on one machine is far below the first of the contract's buckets.
+REDIS_MS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
+
+#: Distinct label sets of one metric over all workers, unless the entry says otherwise. Precedent:
+#: Prometheus' advice to keep a metric to some hundred series, with headroom for route and status.
+MAX_SERIES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One entry. ``buckets`` (histograms only) are upper bounds, rising, without ``+Inf``."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    aggregation: Aggregation = "sum"
+    #: Distinct label sets, over all workers; what comes later counts under ``other``.
+    max_series: int = MAX_SERIES
+
+
+def _counter(name: str, text: str, *labels: str, max_series: int = MAX_SERIES) -> Metric:
+    return Metric(name, "counter", text, labels, max_series=max_series)
+
+
+def _gauge(name: str, text: str, *labels: str, over: Aggregation = "sum") -> Metric:
+    return Metric(name, "gauge", text, labels, aggregation=over)
+
+
+def _histogram(
+    name: str, text: str, *labels: str, buckets: tuple[float, ...] = LATENCY_MS
+) -> Metric:
+    return Metric(name, "histogram", text, labels, buckets)
+
+
+_GATEWAY: Final = (
+    _counter(
+        "nexus_http_requests_total",
+        "Requests answered, by route template.",
+        "method",
+        "route",
+        "status_code",
+    ),
+    _histogram(
+        "nexus_http_request_duration_ms",
+        "First byte in to last byte out, milliseconds.",
+        "method",
+        "route",
+        "status_code",
+    ),
+    _histogram(
+        "nexus_upstream_request_duration_ms",
+        "One attempt at an upstream, to its response head, milliseconds.",
+        "upstream",
+        "method",
+        "status_code",
+    ),
+    _counter(
+        "nexus_rate_limit_hits_total",
+        "Requests refused by the address limit; a bounded number of addresses, then 'other'.",
+        "ip",
+        max_series=100,
+    ),
+    _counter(
+        "nexus_rate_limit_evictions_total",
+        "Live buckets overwritten because their set of the shared table was full.",
+    ),
+    _counter(
+        "nexus_circuit_breaker_opens_total", "Breakers tripped open, by upstream.", "upstream"
+    ),
+    _gauge(
+        "nexus_circuit_breaker_state",
+        "Breaker of an upstream: 0 closed, 1 open, 2 half-open.",
+        "upstream",
+        over="last",
+    ),
+    _counter(
+        "nexus_rejections_total",
+        "Replies that the gateway made itself, by machine-readable reason.",
+        "reason",
+    ),
+    _counter("nexus_retries_total", "Further attempts at a request, by upstream.", "upstream"),
+    _counter(
+        "nexus_retries_skipped_total", "Failures that were not retried, by why not.", "reason"
+    ),
+    _gauge("nexus_http_connections", "Open client connections."),
+    _gauge("nexus_http_requests_active", "Requests being served."),
+    _gauge("nexus_upstream_connections", "Open connections to an upstream.", "upstream", "state"),
+    _gauge("nexus_upstream_queue", "Requests waiting for an upstream connection.", "upstream"),
+    _gauge("nexus_upstream_healthy", "1 while an upstream is in rotation.", "upstream", over="max"),
+    _counter(
+        "nexus_discovery_reloads_total", "Reads of a changed services file, by result.", "result"
+    ),
+    _counter("nexus_auth_tokens_total", "Answers of POST /auth/token, by result.", "result"),
+    _counter("nexus_auth_cache_total", "Lookups in the verified-token cache.", "result"),
+)
+
+_CACHEPROXY: Final = (
+    _counter(
+        "nexus_cache_commands_total",
+        "Commands by outcome: forwarded, hit, miss, coalesced, leased, pinned, error.",
+        "command",
+        "outcome",
+    ),
+    _histogram(
+        "nexus_cache_command_duration_ms",
+        "Command read to reply written, milliseconds; sampled.",
+        "outcome",
+        buckets=REDIS_MS,
+    ),
+    _gauge("nexus_cache_clients", "Open client connections.", "state"),
+    _counter("nexus_cache_clients_total", "Client connections accepted."),
+    _counter(
+        "nexus_cache_clients_closed_total", "Clients closed by the proxy, by reason.", "reason"
+    ),
+    _gauge("nexus_cache_upstream_connections", "Connections to Redis, by use.", "kind"),
+    _counter("nexus_cache_upstream_lost_total", "Connections to Redis that broke.", "kind"),
+    _counter("nexus_cache_pins_total", "Clients given a connection of their own.", "reason"),
+    _counter("nexus_cache_bytes_total", "Bytes passed, by direction.", "direction"),
+)
+
+_EVENTS: Final = (
+    _counter("nexus_events_sent_total", "Events acknowledged by the broker.", "topic"),
+    _counter("nexus_events_dropped_total", "Events given up, by why.", "topic", "reason"),
+    _gauge("nexus_events_queued", "Events waiting for the broker."),
+    _gauge("nexus_events_connected", "1 while the producer has a broker.", over="max"),
+)
+
+_CONSUMER: Final = (
+    _counter("nexus_consumer_events_total", "Events handled, by result.", "topic", "result"),
+    _counter("nexus_consumer_duplicates_total", "Events that were seen before.", "topic"),
+    _counter("nexus_consumer_dead_letters_total", "Events set aside, by why.", "topic", "reason"),
+    _counter("nexus_consumer_alerts_total", "Alerts raised, by kind.", "kind"),
+    _counter("nexus_consumer_blocks_total", "Addresses blocked automatically."),
+    _gauge("nexus_consumer_lag", "Events behind the end of a topic.", "topic"),
+)
+
+_OBSERVABILITY: Final = (
+    _counter(
+        "nexus_records_dropped_total", "Request records lost because the recorder's ring was full."
+    ),
+    _counter("nexus_sink_errors_total", "Batches of records that a sink could not take.", "sink"),
+    _counter(
+        "nexus_log_lines_dropped_total",
+        "Log lines lost: buffer full, output closed, or too late at shutdown.",
+        "stream",
+        "reason",
+    ),
+    _counter("nexus_trace_spans_total", "Spans made."),
+    _counter("nexus_trace_spans_exported_total", "Spans that the collector accepted."),
+    _counter("nexus_trace_spans_dropped_total", "Spans lost, by why.", "reason"),
+    _counter("nexus_trace_exports_total", "Export attempts, by result.", "result"),
+    _counter(
+        "nexus_metrics_overflow_total",
+        "Look-ups of a label set that found no room; counted under 'other'.",
+        "metric",
+    ),
+)
+
+_RUNTIME: Final = (
+    _gauge(
+        "nexus_build_info",
+        "1; version, kernels and Python.",
+        "version",
+        "backend",
+        "python",
+        over="max",
+    ),
+    _gauge("nexus_worker_start_time_seconds", "Unix time of a worker's start.", over="worker"),
+    _counter("nexus_worker_restarts_total", "Workers replaced because they died."),
+    Metric(
+        "nexus_process_cpu_seconds_total",
+        "counter",
+        "CPU time of a worker, user and system, over all its incarnations.",
+        aggregation="worker",
+    ),
+    _gauge("nexus_process_resident_memory_bytes", "Memory of a worker in RAM.", over="worker"),
+    _gauge("nexus_process_open_fds", "Open file descriptors of a worker.", over="worker"),
+    _gauge("nexus_process_max_fds", "Limit of file descriptors of a worker.", over="worker"),
+    Metric(
+        "nexus_event_loop_lag_ms",
+        "histogram",
+        "How late a due timer ran: the time that other callbacks held the loop, milliseconds.",
+        buckets=PAUSE_MS,
+        aggregation="worker",
+    ),
+    _gauge(
+        "nexus_event_loop_lag_max_ms",
+        "Worst lag since a worker's last sample window of 15 s, milliseconds.",
+        over="worker",
+    ),
+    Metric(
+        "nexus_gc_pause_ms",
+        "histogram",
+        "Pauses of the garbage collector, milliseconds.",
+        ("generation",),
+        PAUSE_MS,
+    ),
+    _counter("nexus_gc_collected_objects_total", "Objects freed by the collector.", "generation"),
+)
+
+#: Every metric by name, in the order of the scrape.
+CATALOGUE: Final[dict[str, Metric]] = {
+    metric.name: metric
+    for section in (_GATEWAY, _CACHEPROXY, _EVENTS, _CONSUMER, _OBSERVABILITY, _RUNTIME)
+    for metric in section
+}
+
+
+def find(name: str, kind: Kind) -> Metric:
+    """The entry of ``name``. Raises ``LookupError`` when it is absent or of another kind."""
+    metric = CATALOGUE.get(name)
+    if metric is None:
+        raise LookupError(f"{name} is not in nexus/observability/catalogue.py")
+    if metric.kind != kind:
+        raise LookupError(f"{name} is a {metric.kind}, not a {kind}")
+    return metric
