@@ -153,6 +153,12 @@ def _guess_service(file: Path, keys: set[str]) -> str:
         return likely[0]
     if len(named) == 1:
         return named[0]
+    if not most:
+        found = ", ".join(sorted(map(str, keys))) or "none"
+        raise ConfigError(
+            f"no service knows any of its keys ({found}): say whose it is with --service",
+            source=str(file),
+        )
     raise ConfigError(
         f"its keys fit {', '.join(likely)}: say which with --service", source=str(file)
     )

@@ -95,6 +95,13 @@ def test_check_asks_where_nothing_tells(config, capsys):
     assert "redis:" in capsys.readouterr().out
 
 
+def test_check_of_keys_that_nobody_knows(config, capsys):
+    assert main(["check", config("ratelimit: {}\n")]) == 2
+    assert "no service knows any of its keys (ratelimit)" in capsys.readouterr().err
+    assert main(["check", config("ratelimit: {}\n", "gateway.yaml")]) == 2
+    assert "did you mean 'rate_limit'?" in capsys.readouterr().err
+
+
 def test_check_reads_a_list_of_services(config, capsys):
     good = '{"services": [{"url": "http://127.0.0.1:3001", "weight": 2}]}'
     assert main(["check", config(good, "services.json")]) == 0
