@@ -44,6 +44,20 @@ class KafkaSettings(Settings, frozen=True):
     bootstrap_servers: Annotated[str, Meta(description="`host:port`, comma-separated")] = (
         "127.0.0.1:9092"
     )
+    compression: Annotated[
+        Literal["lz4", "gzip", "none"], Meta(description="of the batches that we send")
+    ] = "lz4"
+    linger_ms: Annotated[
+        int, Meta(ge=0, le=10_000, description="longest wait for a batch to fill, milliseconds")
+    ] = 20
+    buffer_bytes: Annotated[
+        int,
+        Meta(
+            ge=65_536,
+            le=1_073_741_824,
+            description="events of one worker that may wait for the broker; more are dropped",
+        ),
+    ] = 16_777_216
 
 
 class ServiceSettings(Settings, frozen=True):

@@ -1,0 +1,155 @@
+"""What the producer and the consumer have in common: options, topics, patience, quiet logs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from nexus.net.settings import KafkaSettings
+
+__all__ = [
+    "CONNECTION_ERRORS",
+    "PARTITIONS",
+    "Backoff",
+    "client_options",
+    "connect_forever",
+    "ensure_topics",
+    "quiet_client_logs",
+    "stop_quietly",
+    "summary",
+]
+
+log = logging.getLogger("nexus.kafka")
+
+#: Partitions of a topic that we create: the most consumers that can share its work. More costs
+#: every broker files and memory, fewer cannot be undone without breaking the order of keys.
+PARTITIONS: Final = 6
+
+#: What a broker that is away, starting or refusing looks like from here.
+CONNECTION_ERRORS: Final = (KafkaError, OSError, TimeoutError)
+
+_CREATE_SECONDS: Final = 10.0
+
+
+class Backoff:
+    """Full jitter: ``uniform(0, min(cap, base · 2^n))``, seconds.
+
+    The draw is over the whole range, also at the cap, so that many clients of one broker do not
+    come back together (M. Brooker, "Exponential Backoff And Jitter", AWS, 2015).
+    """
+
+    def __init__(
+        self, base: float = 0.1, cap: float = 5.0, rng: Callable[[], float] = random.random
+    ) -> None:
+        self._base: Final = base
+        self._cap: Final = cap
+        self._rng: Final = rng
+        self._tries = 0
+
+    def next(self) -> float:
+        """The next delay."""
+        # 2^30 is far beyond every cap; without the bound the power would grow for ever.
+        ceiling = min(self._cap, self._base * 2.0 ** min(self._tries, 30))
+        self._tries += 1
+        return self._rng() * ceiling
+
+    def reset(self) -> None:
+        """Begin again at the base."""
+        self._tries = 0
+
+
+def client_options(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
+    """Keyword arguments that every aiokafka client of ours gets."""
+    return {
+        "bootstrap_servers": [s.strip() for s in settings.bootstrap_servers.split(",")],
+        "client_id": client_id,
+        "request_timeout_ms": 15_000,
+        "retry_backoff_ms": 250,
+        # A topic that grows, or one that another service creates, is seen within half a minute.
+        "metadata_max_age_ms": 30_000,
+    }
+
+
+def quiet_client_logs() -> None:
+    """Keep aiokafka's own lines to what nobody else reports.
+
+    While a broker is away it writes several errors a second; whoever uses it logs one line when the
+    connection is lost and one when it is back.
+    """
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
+def summary(error: BaseException) -> str:
+    """One line for a log: the class of the error and its text."""
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    return text if text.startswith(name) else f"{name}: {text}" if text else name
+
+
+async def connect_forever(make: Callable[[], Any], what: str, bootstrap: str) -> Any:
+    """A started aiokafka client from ``make``; tries until it can or is cancelled.
+
+    The first failure is logged at once, then one line for every doubling of the wait at most.
+    """
+    backoff = Backoff(base=0.25, cap=10.0)
+    failures = 0
+    while True:
+        client = make()
+        try:
+            await client.start()
+        except CONNECTION_ERRORS as error:
+            await stop_quietly(client)
+            failures += 1
+            if failures & (failures - 1) == 0:  # 1, 2, 4, 8, …: a day of silence is a few lines
+                log.warning(
+                    "Kafka at %s does not answer, %s waits for it: %s",
+                    bootstrap,
+                    what,
+                    summary(error),
+                    extra={"attempt": failures},
+                )
+            await asyncio.sleep(max(0.05, backoff.next()))
+        except BaseException:
+            await stop_quietly(client)
+            raise
+        else:
+            return client
+
+
+async def stop_quietly(client: Any, seconds: float = 5.0) -> None:
+    """Release a client whatever state it is in; its own errors say nothing new."""
+    closer = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
+    with contextlib.suppress(*CONNECTION_ERRORS):
+        await asyncio.wait_for(closer(), seconds)
+
+
+async def ensure_topics(settings: KafkaSettings, topics: Iterable[str], client_id: str) -> None:
+    """Create what is missing; never raises, because a broker may well forbid it.
+
+    Where creating is refused or unknown (a broker without CreateTopics, an ACL), the topics are
+    expected to be made by an operator or by the broker itself on first use.
+    """
+    admin = AIOKafkaAdminClient(**client_options(settings, client_id))
+    try:
+        await admin.start()
+        # Replication -1 is the broker's own default (KIP-464).
+        wanted = [NewTopic(topic, PARTITIONS, -1) for topic in topics]
+        reply = await asyncio.wait_for(admin.create_topics(wanted), _CREATE_SECONDS)
+        for name, code, *_ in reply.topic_errors:
+            error = for_code(code)
+            if code == 0:
+                log.info("topic %s created", name, extra={"partitions": PARTITIONS})
+            elif error is not TopicAlreadyExistsError:
+                log.warning("topic %s cannot be created: %s", name, error.__name__)
+    except (*CONNECTION_ERRORS, AttributeError) as error:
+        # AttributeError: aiokafka's answer to a broker that names no controller (librdkafka's mock)
+        log.debug("topics not created by us: %s", summary(error))
+    finally:
+        await stop_quietly(admin)
