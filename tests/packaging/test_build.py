@@ -1,0 +1,86 @@
+"""The build itself: with a compiler, without one, and with one demanded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: One small kernel stands for all: the fallback does not depend on which one fails first.
+KERNEL = "nexus._speedups._wrr_c"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the sources without anything built."""
+    copy = tmp_path / "tree"
+    shutil.copytree(
+        ROOT / "nexus", copy / "nexus", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+def build(tree: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("NEXUS_")}
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=tree,
+        env={**clean, "NEXUS_BUILD_ONLY": KERNEL, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def version(tree: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("NEXUS_")}
+    return subprocess.run(
+        [sys.executable, "-m", "nexus", "--version"],
+        cwd=tree,
+        env={**clean, "PYTHONPATH": str(tree), **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def built(tree: Path) -> list[Path]:
+    return list(tree.rglob("*.so"))
+
+
+def test_without_a_compiler_the_build_succeeds_and_says_so(tree):
+    done = build(tree, CC="/bin/false")
+    assert done.returncode == 0, done.stderr
+    assert "falling back to pure Python" in done.stderr
+    assert built(tree) == []
+    said = version(tree)
+    assert said.returncode == 0, said.stderr
+    assert "pure kernels" in said.stdout
+
+
+def test_without_a_compiler_a_demand_for_kernels_fails_loudly(tree):
+    assert build(tree, CC="/bin/false", NEXUS_REQUIRE_EXTENSIONS="1").returncode != 0
+    said = version(tree, NEXUS_REQUIRE_EXTENSIONS="1")
+    assert said.returncode != 0
+    assert KERNEL in said.stderr
+
+
+def test_extensions_can_be_switched_off(tree):
+    done = build(tree, NEXUS_NO_EXTENSIONS="1")
+    assert done.returncode == 0, done.stderr
+    assert built(tree) == []
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_with_a_compiler_the_kernel_is_built(tree):
+    done = build(tree, NEXUS_REQUIRE_EXTENSIONS="1")
+    assert done.returncode == 0, done.stderr
+    assert [path.name.split(".")[0] for path in built(tree)] == ["_wrr_c"]
