@@ -20,6 +20,7 @@ class RequestRecord:
         "client_id",
         "correlation_id",
         "duration_ns",
+        "host",
         "inbound_request_id",
         "ip",
         "method",
@@ -42,6 +43,7 @@ class RequestRecord:
         "upstream_span_id",
         "upstream_start_ns",
         "upstream_status",
+        "upstream_target",
         "user_agent",
     )
 
@@ -54,6 +56,8 @@ class RequestRecord:
         #: The request target as received, query included.
         self.target = b""
         self.scheme = b"http"
+        #: The Host field; ``b""`` where there was none.
+        self.host = b""
         #: Route template (``/api/*``), never the raw path; ``""`` where no route matched.
         self.route = ""
         self.status = 0
@@ -73,6 +77,8 @@ class RequestRecord:
         #: URL of the upstream of the last attempt.
         self.upstream = ""
         self.upstream_status = 0
+        #: The request target as sent to the upstream (prefix stripped); ``b""``: as received.
+        self.upstream_target = b""
         #: Wall clock at the start of the last attempt, and its duration to the response head.
         self.upstream_start_ns = 0
         self.upstream_ns = 0

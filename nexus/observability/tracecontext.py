@@ -1,0 +1,111 @@
+"""W3C Trace Context: identifiers, ``traceparent`` and ``tracestate``, the sampling decision.
+
+https://www.w3.org/TR/trace-context/ — pure but for the random numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = [
+    "Sampler",
+    "format_traceparent",
+    "new_span_id",
+    "new_trace_id",
+    "parse_traceparent",
+    "parse_tracestate",
+]
+
+# Not for secrets; seeded from the system, and again after every fork, or workers would draw alike.
+_random: Final = random.Random()
+os.register_at_fork(after_in_child=_random.seed)
+
+# §3.2: version "-" trace-id "-" parent-id "-" trace-flags, lower-case hex; a version above 00 may
+# be longer, but what follows starts with "-".
+_TRACEPARENT: Final = re.compile(
+    rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL
+)
+_NO_TRACE: Final = b"0" * 32
+_NO_SPAN: Final = b"0" * 16
+
+# §3.3.1.3: key (simple or tenant@system) "=" value of printable ASCII without "," and "=", up to
+# 256 characters, not ending in a space.
+_MEMBER: Final = re.compile(
+    rb"(?:[a-z0-9][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13})"
+    rb"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+)
+_MAX_MEMBERS: Final = 32
+
+
+def new_trace_id() -> str:
+    """32 lower-case hex digits, not all zero."""
+    return f"{_random.getrandbits(128) or 1:032x}"
+
+
+def new_span_id() -> str:
+    """16 lower-case hex digits, not all zero."""
+    return f"{_random.getrandbits(64) or 1:016x}"
+
+
+def parse_traceparent(value: bytes) -> tuple[str, str, bool] | None:
+    """(trace id, parent span id, sampled), or ``None`` when ``value`` is to be ignored (§3.2.2).
+
+    ``value`` is one field value without surrounding whitespace; a request with two ``traceparent``
+    fields has none that is valid.
+    """
+    match = _TRACEPARENT.fullmatch(value)
+    if match is None:
+        return None
+    version, trace_id, span_id, flags, more = match.groups()
+    if version == b"ff" or (version == b"00" and more is not None):
+        return None
+    if trace_id == _NO_TRACE or span_id == _NO_SPAN:
+        return None
+    return trace_id.decode(), span_id.decode(), bool(int(flags, 16) & 1)
+
+
+def format_traceparent(trace_id: str, span_id: str, sampled: bool) -> bytes:
+    """The field value to send on, version 00."""
+    return b"00-%b-%b-%b" % (trace_id.encode(), span_id.encode(), b"01" if sampled else b"00")
+
+
+def parse_tracestate(values: Iterable[bytes]) -> bytes:
+    """The fields of one request as one valid field value; ``b""`` when they are to be dropped.
+
+    §3.3.1: fields combine in order; empty members are allowed and left out; more than 32 members, a
+    malformed one or a repeated key make the whole list invalid. Only to be used when
+    ``traceparent`` was valid.
+    """
+    members = [
+        m for value in values for m in (part.strip(b" \t") for part in value.split(b",")) if m
+    ]
+    if len(members) > _MAX_MEMBERS:
+        return b""
+    keys = {member.partition(b"=")[0] for member in members}
+    if len(keys) != len(members) or not all(_MEMBER.fullmatch(m) for m in members):
+        return b""
+    return b",".join(members)
+
+
+class Sampler:
+    """Parent-based ratio sampling: a caller's decision is followed, a root's is drawn.
+
+    The draw is a comparison with the trace id's last 64 bits (as OpenTelemetry's
+    ``TraceIdRatioBased``), so every service that uses the same ratio decides alike.
+    """
+
+    def __init__(self, ratio: float) -> None:
+        """``ratio``: share of root requests that are traced, 0 to 1."""
+        if not 0.0 <= ratio <= 1.0:
+            raise ValueError(f"ratio: expected 0 to 1, got {ratio}")
+        self._bound: Final = round(ratio * 2**64)
+
+    def decide(self, trace_id: str, parent_sampled: bool | None) -> bool:
+        """Whether to trace; ``parent_sampled`` is ``None`` at a root."""
+        if parent_sampled is not None:
+            return parent_sampled
+        return int(trace_id[16:], 16) < self._bound
