@@ -1,0 +1,236 @@
+"""The list of upstreams: ``services.json``, read at start and looked at every few seconds.
+
+.. code-block:: json
+
+    {"services": [{"url": "http://127.0.0.1:3001", "weight": 2}]}
+
+A file that is half written, broken, empty or gone changes nothing: the last good list stays in
+force, and the trouble is logged and counted once per change of the file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from nexus.errors import ConfigError
+from nexus.settings import Settings, decode
+
+__all__ = ["MAX_SERVICES", "Changes", "ServiceEntry", "ServicesFile", "diff", "normalise_url"]
+
+logger = logging.getLogger("nexus.gateway.discovery")
+
+#: Least-conn looks at every server for every request, and each has a pool and a breaker.
+MAX_SERVICES: Final = 256
+#: 256 entries of the longest host name are 80 KiB.
+_MAX_FILE_BYTES: Final = 1 << 20
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+#: RFC 1123 §2.1 names, and the underscore that container networks use.
+_LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+
+#: RFC 3986 §3.3 segments without percent-encoding, none of them empty.
+_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:-]+)*")
+
+
+class ServiceEntry(Settings, frozen=True):
+    """One upstream: where it is, and its share under ``weighted``."""
+
+    url: str
+    weight: Annotated[int, Meta(ge=1, le=65_535)] = 1
+
+
+class _Document(Settings, frozen=True):
+    services: tuple[ServiceEntry, ...]
+
+
+class Changes(NamedTuple):
+    """From one list to the next; ``reweighted`` holds the new entries."""
+
+    added: tuple[ServiceEntry, ...]
+    removed: tuple[ServiceEntry, ...]
+    reweighted: tuple[ServiceEntry, ...]
+
+
+class ServicesFile:
+    """The file at ``path``; one per worker."""
+
+    __slots__ = ("_path", "_seen", "_services", "failures")
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        #: What the file held at the last look: its bytes, or why it could not be read.
+        self._seen: bytes | str | None = None
+        self._services: tuple[ServiceEntry, ...] | None = None
+        #: Broken states of the file that :meth:`poll` met.
+        self.failures = 0
+
+    def read(self) -> tuple[ServiceEntry, ...]:
+        """The list as it is now, in the file's order; raises ``ConfigError``."""
+        self._seen = None
+        content = self._load()
+        self._seen = content
+        self._services = self._parse(content)
+        return self._services
+
+    def poll(self) -> tuple[ServiceEntry, ...] | None:
+        """The new list if it changed and is good; ``None`` when there is nothing to do.
+
+        It reads the whole file, which is small, instead of trusting its time stamp: two writes
+        within one tick of the file system's clock look alike.
+        """
+        try:
+            content = self._load()
+        except ConfigError as error:
+            if self._seen != str(error):
+                self._seen = str(error)
+                self._report(error)
+            return None
+        if content == self._seen:
+            return None
+        was_broken = self._services is not None and not self._is_good(self._seen)
+        self._seen = content
+        try:
+            services = self._parse(content)
+        except ConfigError as error:
+            self._report(error)
+            return None
+        if was_broken:
+            logger.info("services file is good again", extra={"file": str(self._path)})
+        if services == self._services:
+            return None
+        self._services = services
+        return services
+
+    def _is_good(self, seen: bytes | str | None) -> bool:
+        if not isinstance(seen, bytes):
+            return False
+        try:
+            self._parse(seen)
+        except ConfigError:
+            return False
+        return True
+
+    def _report(self, error: ConfigError) -> None:
+        self.failures += 1
+        logger.warning(
+            "services file is broken, the last good list stays in force",
+            extra={"file": str(self._path), "error": str(error)},
+        )
+
+    def _load(self) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                content = file.read(_MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}", source=str(self._path)) from None
+        if len(content) > _MAX_FILE_BYTES:
+            raise ConfigError(f"is larger than {_MAX_FILE_BYTES} bytes", source=str(self._path))
+        return content
+
+    def _parse(self, content: bytes) -> tuple[ServiceEntry, ...]:
+        source = str(self._path)
+        try:
+            tree = msgspec.json.decode(content)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            what = f"not JSON: {error}" if content.strip() else "is empty"
+            raise ConfigError(what, source=source) from None
+        document = decode(_Document, tree, source=source)
+        if not document.services:
+            raise ConfigError("expected at least one service", source=source, path="services")
+        if len(document.services) > MAX_SERVICES:
+            raise ConfigError(
+                f"expected at most {MAX_SERVICES} services, got {len(document.services)}",
+                source=source,
+                path="services",
+            )
+        return _checked(document.services, source)
+
+
+def _checked(entries: Sequence[ServiceEntry], source: str) -> tuple[ServiceEntry, ...]:
+    checked: dict[str, ServiceEntry] = {}
+    for i, entry in enumerate(entries):
+        path = f"services[{i}].url"
+        try:
+            url = normalise_url(entry.url)
+        except ValueError as error:
+            raise ConfigError(str(error), source=source, path=path) from None
+        if url in checked:
+            raise ConfigError(f"{url} is listed twice", source=source, path=path)
+        checked[url] = ServiceEntry(url=url, weight=entry.weight)
+    return tuple(checked.values())
+
+
+def normalise_url(url: str) -> str:
+    """``http[s]://host[:port][/path]``, without the default port or a trailing slash.
+
+    The path is put before that of each request. Scheme and host come out in lower case. Raises
+    ``ValueError`` for anything else: user information, query, fragment, dot segments.
+    """
+    if "@" in url:
+        # Not in the message: it may hold a password.
+        raise ValueError("expected http[s]://host[:port][/path], got a URL with user information")
+    expected = f"expected http[s]://host[:port][/path], got {url!r}"
+    if not url.isascii() or any(c <= " " or c == "\x7f" for c in url):
+        raise ValueError(f"{expected}: only visible ASCII characters")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"{expected}: {error}") from None
+    scheme = parts.scheme
+    if scheme not in _DEFAULT_PORTS:
+        raise ValueError(f"{expected}: the scheme must be http or https")
+    if "?" in url or "#" in url:
+        raise ValueError(f"{expected}: no query or fragment")
+    path = parts.path.rstrip("/")
+    if not _PATH.fullmatch(path) or any(s in (".", "..") for s in path.split("/")):
+        raise ValueError(f"{expected}: the path is not in its plain form")
+    if not host:
+        raise ValueError(f"{expected}: the host is missing")
+    if port == 0 or parts.netloc.endswith(":"):
+        raise ValueError(f"{expected}: the port must be from 1 to 65535")
+    shown = _host(host, bracketed="[" in parts.netloc, expected=expected)
+    shown_port = "" if port in (None, _DEFAULT_PORTS[scheme]) else f":{port}"
+    return f"{scheme}://{shown}{shown_port}{path}"
+
+
+def _host(host: str, *, bracketed: bool, expected: str) -> str:
+    if bracketed:
+        try:
+            return f"[{ipaddress.IPv6Address(host).compressed}]"
+        except ValueError:
+            raise ValueError(f"{expected}: not an IPv6 address") from None
+    labels = host.removesuffix(".").split(".")
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError(f"{expected}: not a host name")
+    if labels[-1].isdigit():
+        # A name that ends in a number is an IPv4 address or nothing (WHATWG URL, 3.5).
+        try:
+            return ipaddress.IPv4Address(host).compressed
+        except ValueError:
+            raise ValueError(f"{expected}: not an IPv4 address") from None
+    return host
+
+
+def diff(old: Sequence[ServiceEntry], new: Sequence[ServiceEntry]) -> Changes:
+    """What to add, what to drain and then remove, and whose weight to change."""
+    before = {entry.url: entry for entry in old}
+    after = {entry.url: entry for entry in new}
+    return Changes(
+        added=tuple(entry for entry in new if entry.url not in before),
+        removed=tuple(entry for entry in old if entry.url not in after),
+        reweighted=tuple(
+            entry
+            for entry in new
+            if entry.url in before and before[entry.url].weight != entry.weight
+        ),
+    )
