@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["Console", "readable", "wants_colour"]
 
@@ -27,11 +27,14 @@ _PALETTE: Final = tuple(f"\x1b[{code}m" for code in (36, 32, 35, 34, 33, 96, 92,
 #: Longest line shown; more is cut, because a line may carry a whole payload.
 MAX_LINE: Final = 2000
 
-#: Fields that every JSON line carries and that say nothing beside a prefix.
+#: Fields of a log line that say nothing beside the prefix; ``error`` is shown below the line.
 _OMITTED: Final = frozenset(
-    {"timestamp", "ts", "time", "level", "message", "msg", "service", "logger", "kind", "pid"}
-    | {"worker", "trace_id", "span_id", "exception"}
+    {"timestamp", "level", "logger", "message", "service", "worker", "pid"}
+    | {"trace_id", "span_id", "error"}
 )
+
+#: Fields of an access line that are shown; the whole line is in the service's own output.
+_ACCESS: Final = ("upstream", "attempts", "reason", "retry_skipped", "client_id", "ip")
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -51,19 +54,35 @@ def readable(line: str) -> str:
         record = _decode(line.encode())
     except msgspec.DecodeError:
         return line
+    if record.get("logger") == "nexus.access":
+        return _access(record)
     level = str(record.get("level", "info")).upper()
-    message = record.get("message", record.get("msg", ""))
-    fields = [
-        f"{name}={_value(value)}"
-        for name, value in record.items()
-        if name not in _OMITTED and value not in ("", None)
-    ]
     words = [] if level == "INFO" else [level]
-    if message:
-        words.append(str(message))
-    text = " ".join(words + fields)
-    trace = record.get("exception")
-    return f"{text}\n{trace}" if trace else text
+    if record.get("message"):
+        words.append(str(record["message"]))
+    words += _pairs(record, [name for name in record if name not in _OMITTED])
+    error = record.get("error")
+    if isinstance(error, dict):
+        words.append(f"{error.get('type')}: {error.get('message')}")
+        return "\n".join([" ".join(words), str(error.get("stack", "")).rstrip()]).rstrip()
+    return " ".join(words)
+
+
+def _access(record: dict[str, Any]) -> str:
+    """``GET /api/products 200 1.2 ms upstream=… client_id=…``"""
+    latency = record.get("latency_ms", 0)
+    milliseconds = f"{latency:.1f}" if isinstance(latency, int | float) else str(latency)
+    words = [str(record.get(name, "-")) for name in ("method", "target", "status")]
+    names = [name for name in _ACCESS if not (name == "attempts" and record.get(name) == 1)]
+    return " ".join([*words, milliseconds, "ms", *_pairs(record, names)])
+
+
+def _pairs(record: dict[str, Any], names: Iterable[str]) -> list[str]:
+    return [
+        f"{name}={_value(record[name])}"
+        for name in names
+        if name in record and record[name] not in ("", None)
+    ]
 
 
 def _value(value: object) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import sys
 
 import pytest
 
 from nexus.demo.console import MAX_LINE, Console, readable, wants_colour
+from nexus.observability.logs import JsonFormatter
 
 
 class Terminal(io.StringIO):
@@ -24,13 +27,55 @@ class Terminal(io.StringIO):
             "WARNING slow why='two words'",
         ),
         ({"level": "info", "message": "m", "ratio": 0.123456, "empty": ""}, "m ratio=0.1235"),
-        ({"level": "error", "message": "x", "exception": "Trace\n  at"}, "ERROR x\nTrace\n  at"),
+        (
+            {
+                "level": "error",
+                "message": "x",
+                "error": {"type": "E", "message": "m", "stack": "S"},
+            },
+            "ERROR x E: m\nS",
+        ),
         ({"level": "info", "message": "m", "list": [1, "a"]}, 'm list=[1,"a"]'),
         ({"level": "info", "message": "m", "evil": "\x1b[2J"}, r"m evil='\x1b[2J'"),
     ],
 )
 def test_json_lines_become_text(record, text):
     assert readable(json.dumps(record)) == text
+
+
+def test_an_access_line_is_short():
+    record = {
+        "timestamp": "2026-11-21T10:00:00.123Z",
+        "level": "info",
+        "logger": "nexus.access",
+        "message": "GET /api/* 200",
+        "method": "GET",
+        "target": "/api/products?a=1",
+        "status": 200,
+        "latency_ms": 1.234,
+        "ip": "127.0.0.1",
+        "upstream": "http://127.0.0.1:3001",
+        "attempts": 1,
+        "user_agent": "curl",
+    }
+    expected = "GET /api/products?a=1 200 1.2 ms upstream=http://127.0.0.1:3001"
+    assert readable(json.dumps(record)) == f"{expected} ip=127.0.0.1"
+    record["attempts"] = 3
+    assert readable(json.dumps(record)) == f"{expected} attempts=3 ip=127.0.0.1"
+
+
+def test_the_services_own_log_lines_are_understood():
+    """The renderer follows the real formatter, not our memory of it."""
+    formatter = JsonFormatter("gateway", 0)
+    try:
+        raise ValueError("of old")
+    except ValueError:
+        record = logging.LogRecord("nexus.x", 40, "p", 1, "broken %s", ("thing",), sys.exc_info())
+    record.port = 3000
+    first, *stack = readable(formatter.format(record)).split("\n")
+    assert first == "ERROR broken thing port=3000 ValueError: of old"
+    assert stack[0] == "Traceback (most recent call last):"
+    assert stack[-1] == "ValueError: of old"
 
 
 @pytest.mark.parametrize("line", ["plain", "{not json", "[1]", "", "{"])
