@@ -30,7 +30,10 @@ __all__ = ["BACKEND", "COMPILED_MODULES", "MISSING"]
 COMPILED_MODULES: Final[tuple[str, ...]] = (
     "nexus._speedups._buckets_c",
     "nexus._speedups._counters_c",
+    "nexus._speedups._resp_c",
+    "nexus._speedups._respscan_c",
     "nexus._speedups._wrr_c",
+    "nexus.cacheproxy._flow_c",
 )
 
 

@@ -1,0 +1,331 @@
+"""Connections to Redis: the shared one of each (user, protocol, db), and the dedicated ones.
+
+::
+
+    Pools ─┬─ shared  (identity, protocol, db) ─► SharedLink   multiplexed, reconnects by itself
+           └─ warm    (identity, protocol)     ─► idle dedicated links, last in first out
+
+A dedicated link is lent to one client; its :class:`LinkState` says what the connection is (db,
+name, …), so that the next borrower's state can be replayed in front of its first command, in the
+same write. It comes back only if nothing of the last borrower is left on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from nexus.cacheproxy.dial import DialError, Identity, command, dial
+from nexus.cacheproxy.flow import CONNECTING, DOWN, UP, Link, Plane, Receiver
+from nexus.cacheproxy.target import Target
+
+if TYPE_CHECKING:
+    from nexus.cacheproxy.session import Session
+
+__all__ = ["LinkState", "Pools", "SharedLink"]
+
+log = logging.getLogger("nexus.cacheproxy")
+
+#: Reconnect delay, seconds: uniformly between 0 and min(cap, base · 2^attempt) (full jitter). The
+#: cap keeps service back within a second of Redis being back.
+RECONNECT_BASE: Final = 0.05
+RECONNECT_CAP: Final = 0.5
+#: Idle dedicated links kept per (user, protocol); above, they are closed when they come back.
+WARM_LIMIT: Final = 64
+#: Seconds after which an unused link is closed.
+IDLE_SECONDS: Final = 60
+
+
+@dataclass(slots=True)
+class LinkState:
+    """What a dedicated connection is at Redis."""
+
+    identity: Identity
+    protocol: int
+    db: int
+    name: bytes = b""
+    #: ``CLIENT SETINFO`` attributes, upper-case name → value.
+    library: dict[bytes, bytes] = field(default_factory=dict)
+    idle_since: int = 0
+
+
+class SharedLink:
+    """A multiplexed link that is kept open: connect, lose, back off, connect again."""
+
+    def __init__(self, pools: Pools, identity: Identity, protocol: int, db: int) -> None:
+        self.pools: Final = pools
+        self.identity: Final = identity
+        self.protocol: Final = protocol
+        self.db: Final = db
+        self.link: Final = Link(pools.plane, self)
+        #: Clients bound to this link.
+        self.users = 0
+        self.idle_since = pools.plane.tick
+        self.closing = False
+        self.last_error = ""
+        self.reconnects = 0
+        self.first_attempt: Final = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._keep_trying())
+
+    async def _keep_trying(self) -> None:
+        attempt = 0
+        while not self.closing:
+            try:
+                transport = await dial(self.pools.target, self.identity, self.protocol, self.db)
+            except DialError as error:
+                self._failed(error, attempt)
+            else:
+                self.last_error = ""
+                self.link.attach(transport)
+                self.first_attempt.set()
+                return
+            ceiling = min(RECONNECT_CAP, RECONNECT_BASE * 2 ** min(attempt, 10))
+            await asyncio.sleep(random.random() * ceiling)
+            attempt += 1
+
+    def _failed(self, error: DialError, attempt: int) -> None:
+        if attempt == 0 or str(error) != self.last_error:
+            log.warning("redis is not reachable", extra={"error": str(error)})
+        self.last_error = str(error)
+        self.link.state = DOWN
+        # Never sent, so it is safe to say so: clients retry -LOADING.
+        self.link.give_up(self.pools.plane.loading)
+        self.link.resume_writing()
+        self.first_attempt.set()
+        if error.reply.startswith((b"-WRONGPASS", b"-NOAUTH")):
+            self.pools.identity_refused(self)
+
+    def link_losing(self, link: Link) -> None:
+        link.state = DOWN if self.closing else CONNECTING
+
+    def link_lost(self, _link: Link, error: Exception | None) -> None:
+        if self.closing:
+            return
+        self.pools.count_lost("shared")
+        self.reconnects += 1
+        log.warning(
+            "connection to redis lost", extra={"error": str(error or "closed"), "kind": "shared"}
+        )
+        self._connect()
+
+    def link_broken(self, _link: Link, error: Exception) -> None:
+        log.error("redis sent what is not RESP", extra={"error": str(error)})
+
+    def observe(self, seconds: float) -> None:
+        self.pools.observe(seconds)
+
+    def close(self) -> None:
+        self.closing = True
+        if self._task is not None:
+            self._task.cancel()
+        self.link.close()
+
+
+class Pools:
+    """All connections of one worker to one Redis."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        target: Target,
+        *,
+        observe: Callable[[float], None],
+        count_lost: Callable[[str], None],
+    ) -> None:
+        self.plane: Final = plane
+        self.target: Final = target
+        self.observe: Final = observe
+        self.count_lost: Final = count_lost
+        #: Who a client is until it says AUTH.
+        self.base: Final = Identity(target.user, target.password)
+        self.sessions: Final[set[Session]] = set()
+        self.dedicated = 0
+        self._identities: Final[dict[bytes, Identity]] = {}
+        self._shared: Final[dict[tuple[Identity, int, int], SharedLink]] = {}
+        self._warm: Final[dict[tuple[Identity, int], list[Link]]] = {}
+        self._opening: Final[set[asyncio.Task[None]]] = set()
+
+    # -- identities
+
+    def identity(self, user: bytes, password: bytes) -> Identity:
+        """The identity of a user whom Redis has just let in with ``password``."""
+        known = self._identities.get(user)
+        if known is None:
+            known = self._identities[user] = Identity(user, password)
+        known.password = password
+        return known
+
+    def identity_refused(self, shared: SharedLink) -> None:
+        """A password that worked no longer does: its clients must log in again."""
+        if shared.identity is self.base:
+            return
+        log.warning("redis refuses a user", extra={"user": shared.identity.label})
+        for session in [s for s in self.sessions if s.identity is shared.identity]:
+            session.abort()
+
+    # -- shared
+
+    def shared(self, identity: Identity, protocol: int, db: int) -> SharedLink:
+        """The shared link of a pool, opened at first use; the caller counts as a user."""
+        key = (identity, protocol, db)
+        found = self._shared.get(key)
+        if found is None:
+            found = self._shared[key] = SharedLink(self, identity, protocol, db)
+        found.users += 1
+        return found
+
+    def leave(self, shared: SharedLink) -> None:
+        """The caller is no user any more."""
+        shared.users -= 1
+        shared.idle_since = self.plane.tick
+
+    # -- dedicated
+
+    def acquire(self, session: Session) -> Link | None:
+        """A dedicated link in ``session``'s state, or ``None``: it comes by ``pin_ready``."""
+        stack = self._warm.get((session.identity, session.protocol))
+        while stack:
+            link = stack.pop()
+            if link.state == UP:
+                self._lend(link, session)
+                return link
+        task = asyncio.get_running_loop().create_task(self._open(session))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        return None
+
+    async def _open(self, session: Session) -> None:
+        identity, protocol, db = session.identity, session.protocol, session.db
+        try:
+            transport = await dial(self.target, identity, protocol, db)
+        except DialError as error:
+            session.pin_failed(error.reply or self.plane.loading)
+            return
+        link = Link(self.plane, self)
+        link.info = LinkState(identity, protocol, db)
+        link.attach(transport)
+        self.dedicated += 1
+        if session.closed:
+            self.release(link)
+            return
+        self._lend(link, session)
+        session.pin_ready(link)
+
+    def _lend(self, link: Link, session: Session) -> None:
+        """Make the link what the session is; the replay goes in front of the first command."""
+        link.pin = session
+        state: LinkState = link.info
+        replay = []
+        if state.db != session.db:
+            replay.append(command(b"SELECT", b"%d" % session.db))
+            state.db = session.db
+        if state.name != session.name:
+            replay.append(command(b"CLIENT", b"SETNAME", session.name))
+            state.name = session.name
+        for attribute in state.library.keys() | session.library.keys():
+            value = session.library.get(attribute, b"")
+            if state.library.get(attribute, b"") != value:
+                replay.append(command(b"CLIENT", b"SETINFO", attribute, value))
+                state.library[attribute] = value
+        for request in replay:
+            data = bytearray(request)
+            link.send(Replayed(session), data, 0, len(data), 1)
+
+    def release(self, link: Link) -> None:
+        """Take back a link on which nothing of its borrower is left."""
+        link.pin = None
+        link.pause(False)
+        state: LinkState = link.info
+        stack = self._warm.setdefault((state.identity, state.protocol), [])
+        if link.state != UP or len(stack) >= WARM_LIMIT:
+            link.close()
+            return
+        state.idle_since = self.plane.tick
+        stack.append(link)
+
+    # -- owner of the dedicated links
+
+    def link_losing(self, link: Link) -> None:
+        link.state = DOWN
+        if link.pin is not None:
+            link.pin.pin_losing()
+
+    def link_lost(self, link: Link, _error: Exception | None) -> None:
+        self.dedicated -= 1
+        pin, link.pin = link.pin, None
+        if pin is not None:
+            self.count_lost("pinned")
+            pin.pin_lost(link)
+            return
+        state: LinkState = link.info
+        stack = self._warm.get((state.identity, state.protocol), [])
+        if link in stack:
+            stack.remove(link)
+
+    def link_broken(self, _link: Link, error: Exception) -> None:
+        log.error("redis sent what is not RESP", extra={"error": str(error)})
+
+    # -- housekeeping
+
+    def sweep(self) -> None:
+        """Close what has been idle for too long; once a second."""
+        limit = self.plane.tick - IDLE_SECONDS
+        for stack in self._warm.values():
+            while stack and stack[0].info.idle_since < limit:
+                stack.pop(0).close()
+        for key, shared in list(self._shared.items()):
+            unused = shared.users == 0 and shared.idle_since < limit
+            if unused and not (shared.identity is self.base and shared.db == self.target.db):
+                del self._shared[key]
+                shared.close()
+
+    def stats(self) -> dict[str, int]:
+        """Numbers of links."""
+        warm = sum(len(stack) for stack in self._warm.values())
+        return {
+            "shared": sum(s.link.state == UP for s in self._shared.values()),
+            "shared_down": sum(s.link.state != UP for s in self._shared.values()),
+            "pinned": self.dedicated - warm,
+            "warm": warm,
+            "reconnects": sum(s.reconnects for s in self._shared.values()),
+        }
+
+    def close(self) -> None:
+        """Drop everything."""
+        for task in list(self._opening):
+            task.cancel()
+        for shared in self._shared.values():
+            shared.close()
+        for stack in self._warm.values():
+            for link in list(stack):
+                link.close()
+
+
+class Replayed(Receiver):
+    """Swallows the reply to a replayed command; one that fails ends the client, on the spot."""
+
+    __slots__ = ("_failed", "_first", "_session")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._first = True
+
+    def deliver(self, data: bytearray, start: int, end: int, _done: int) -> None:
+        if self._first and end > start and data[start] == 45:  # '-'
+            log.warning("redis refused a client's replayed state")
+            self._session.abort()
+        self._first = False
+
+    def pushed(self, data: bytearray, start: int, end: int) -> None:
+        self._session.pushed(data, start, end)
+
+    def lost(self, count: int, partial: bool, error: bytes) -> None:
+        """The session hears of it by itself."""
