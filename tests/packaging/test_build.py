@@ -53,7 +53,7 @@ def version(tree: Path, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def built(tree: Path) -> list[Path]:
-    return list(tree.rglob("*.so"))
+    return list((tree / "nexus").rglob("*.so"))
 
 
 def test_without_a_compiler_the_build_succeeds_and_says_so(tree):
