@@ -30,10 +30,18 @@ __all__ = ["BACKEND", "COMPILED_MODULES", "MISSING"]
 COMPILED_MODULES: Final[tuple[str, ...]] = (
     "nexus._speedups._buckets_c",
     "nexus._speedups._counters_c",
+    "nexus._speedups._http1_c",
     "nexus._speedups._resp_c",
     "nexus._speedups._respscan_c",
     "nexus._speedups._wrr_c",
     "nexus.cacheproxy._flow_c",
+    "nexus.gateway._core_c",
+    "nexus.gateway._exchange_c",
+    "nexus.gateway._phases_c",
+    "nexus.gateway._ports_c",
+    "nexus.gateway._session_c",
+    "nexus.gateway._upstream_c",
+    "nexus.gateway._wheel_c",
 )
 
 

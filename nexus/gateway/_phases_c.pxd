@@ -1,0 +1,23 @@
+from nexus._speedups._http1_c cimport RequestHead
+from nexus.gateway._core_c cimport Core
+from nexus.gateway._exchange_c cimport Exchange
+
+
+cdef class Phases:
+    cdef readonly Core core
+    cdef object _table
+    cdef object _seed
+    cdef public object clients
+    cdef public object router
+    cdef readonly object limit
+    cdef public object authenticator
+    cdef public object blocked
+    cdef long long _interval
+    cdef long long _burst
+
+    cpdef object set_limit(self, object limit)
+    cpdef object identify(self, Exchange exchange, object peername)
+    cpdef object run(self, Exchange exchange, RequestHead head)
+    cdef object _behind_proxy(self, Exchange exchange, RequestHead head)
+    cdef object _too_many(self, Exchange exchange, long long taken)
+    cdef object _wrong_method(self, Exchange exchange, object route)

@@ -1,0 +1,44 @@
+from nexus._speedups._http1_c cimport ChunkedDecoder, RequestHead
+from nexus.gateway._core_c cimport Core
+from nexus.gateway._exchange_c cimport Exchange
+from nexus.gateway._phases_c cimport Phases
+from nexus.gateway._ports_c cimport ClientPort
+
+
+cdef class Session(ClientPort):
+    cdef readonly Core core
+    cdef readonly Phases phases
+    cdef set _sessions
+    cdef readonly Exchange exchange
+    cdef readonly object transport
+    cdef RequestHead _head
+    cdef ChunkedDecoder _decoder
+    cdef bytearray _pending
+    cdef int _state
+    cdef long long _left
+    cdef bint _chunked
+    cdef bint _request_done
+    cdef bint _response_done
+    cdef bint _keep
+    cdef bint _busy
+    cdef bint _reading
+    cdef bint _paused_ahead
+    cdef bint _head_begun
+    cdef bint _blocked
+    cdef long long _lingered
+    cdef long long _body_started
+    cdef long long _last_read
+    cdef long long _served
+
+    cdef object _process(self, bytearray buffer, Py_ssize_t at, Py_ssize_t end)
+    cdef Py_ssize_t _read_head(self, bytearray buffer, Py_ssize_t at, Py_ssize_t end) except -1
+    cdef object _start_body(self)
+    cdef Py_ssize_t _read_body(self, bytearray buffer, Py_ssize_t at, Py_ssize_t end) except -1
+    cdef object _bound_ahead(self)
+    cdef object _refuse(self, object error)
+    cdef object _next(self)
+    cdef object _unpause_ahead(self)
+    cdef object _close_politely(self)
+    cpdef object close_when_idle(self)
+    cpdef object abort(self)
+    cdef object _check_body(self, long long now)

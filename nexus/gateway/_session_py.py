@@ -1,0 +1,386 @@
+# cython: annotation_typing=False
+"""One client connection: requests in, replies out, in order; timeouts; back-pressure.
+
+::
+
+    READING head ─► phases ─► BODY (request body to the exchange) ─► WAITING (for the response)
+         ▲                                                               │
+         └──────────── keep-alive, pipelined requests wait ◄─────────────┘
+    LINGERING: the reply is out, the rest of the request is read and thrown away, then closed
+    TUNNELLING: after 101, bytes both ways
+
+One source, compiled as ``_session_c``. A pipelining client is answered in order because the next
+head is not parsed before the exchange is over; what it sent ahead waits in ``_pending``, bounded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import cython  # type: ignore[import-untyped]
+
+from nexus.errors import HttpError
+from nexus.gateway.buffers import RECEIVE_BUFFER
+
+if not cython.compiled:
+    from nexus._speedups._http1_py import ChunkedDecoder, RequestHead
+    from nexus.gateway._core_py import Core
+    from nexus.gateway._exchange_py import Exchange
+    from nexus.gateway._phases_py import Phases
+    from nexus.gateway._ports_py import ClientPort
+
+__all__ = ["Session"]
+
+_READING, _BODY, _WAITING, _LINGERING, _TUNNELLING, _CLOSED = range(6)
+
+#: Bytes that a client may send ahead while its request is served; then it is not read.
+MAX_AHEAD: Final = 65_536
+#: After an early reply: how long and how much of the request is still read, so that the reply is
+#: not lost to a reset (RFC 9112 §9.6; nginx lingers 5 s between reads).
+LINGER_NS: Final = 2_000_000_000
+MAX_LINGER: Final = 1_048_576
+#: Least rate of a request body, bytes per second, and when it is first asked for, nanoseconds
+#: (Kestrel: 240 bytes/s after 5 s).
+MIN_BODY_RATE: Final = 240
+RATE_GRACE_NS: Final = 10_000_000_000
+
+
+class Session(ClientPort):
+    """An asyncio ``BufferedProtocol``; one per accepted connection."""
+
+    def __init__(self, core: Core, phases: Phases, sessions: set[Any]) -> None:
+        super().__init__()
+        self.core = core
+        self.phases = phases
+        self._sessions = sessions
+        self.exchange = Exchange(core, self)
+        self.transport: Any = None
+        self._head = RequestHead(core.max_head, core.max_line, core.max_fields)
+        self._decoder: ChunkedDecoder | None = None
+        self._pending: bytearray | None = None
+        self._state = _READING
+        self._left = 0
+        self._chunked = False
+        self._request_done = True
+        self._response_done = True
+        self._keep = True
+        self._busy = False
+        self._reading = True
+        self._paused_ahead = False
+        self._lingered = 0
+        self._body_started = 0
+        self._last_read = 0
+        self._served = 0
+        self._blocked = False
+        self._head_begun = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way."""
+        return self._state == _READING
+
+    # -------------------------------------------------------------------------------- protocol
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        core = self.core
+        core.connections += 1
+        self._sessions.add(self)
+        self.phases.identify(self.exchange, transport.get_extra_info("peername"))
+        if core.connections > core.max_connections:
+            self._keep = False
+            self.exchange.begin_refused()
+            self.exchange.reject(503, "too_many_connections", "Too many connections are open.")
+            return
+        core.wheel.schedule(self, core.wheel.now + core.head_ns)
+
+    def get_buffer(self, _hint: int) -> bytearray:
+        return RECEIVE_BUFFER
+
+    def buffer_updated(self, size: int) -> None:
+        self._last_read = self.core.wheel.now
+        pending = self._pending
+        if pending is None:
+            self._process(RECEIVE_BUFFER, 0, size)
+            return
+        pending += memoryview(RECEIVE_BUFFER)[:size]
+        if self._state == _WAITING:
+            self._bound_ahead()
+        else:
+            self._pending = None
+            self._process(pending, 0, len(pending))
+
+    def eof_received(self) -> bool:
+        if self._state == _TUNNELLING:
+            self.exchange.close_upstream_writing()
+            return True
+        return False  # a FIN is a disconnect: the transport closes, connection_lost cancels
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state = _CLOSED
+        self.deadline = 0
+        self.core.connections -= 1
+        self._sessions.discard(self)
+        self._pending = None
+        self.exchange.cancel(499, "client_disconnected")
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+        self.exchange.block_client()
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        self.exchange.unblock_client()
+
+    # --------------------------------------------------------------------------------- reading
+
+    def _process(self, buffer: bytearray, at: int, end: int) -> None:
+        """Consume ``buffer[at:end]`` as far as the state allows; keep the rest."""
+        self._busy = True
+        while at < end:
+            state = self._state
+            if state == _READING:
+                used = self._read_head(buffer, at, end)
+                if used == 0:
+                    break
+                at += used
+            elif state == _BODY:
+                at += self._read_body(buffer, at, end)
+            elif state == _TUNNELLING:
+                self.exchange.on_tunnel_data(bytes(buffer[at:end]))
+                at = end
+            elif state == _LINGERING:
+                self._lingered += end - at
+                if self._lingered > MAX_LINGER:
+                    self.transport.abort()
+                at = end
+            elif state == _CLOSED:
+                at = end
+            else:
+                break
+        self._busy = False
+        if at < end and self._state != _CLOSED:
+            self._pending = bytearray(buffer[at:end])
+            if self._state == _WAITING:
+                self._bound_ahead()
+
+    def _read_head(self, buffer: bytearray, at: int, end: int) -> int:
+        """Bytes consumed; 0 when the head is incomplete."""
+        head = self._head
+        core = self.core
+        try:
+            used = head.parse(buffer, at, end)
+        except HttpError as error:
+            self._refuse(error)
+            return end - at
+        if used == 0:
+            # The first bytes of a head start its clock; more bytes do not restart it.
+            if self._pending is None and self._served and not self._head_begun:
+                self._head_begun = True
+                core.wheel.schedule(self, core.wheel.now + core.head_ns)
+            return 0
+        self._head_begun = False
+        self._served += 1
+        self._chunked = head.chunked
+        self._left = head.content_length if head.content_length > 0 else 0
+        has_body = self._chunked or self._left > 0
+        self._request_done = not has_body
+        self._response_done = False
+        if has_body:
+            self._start_body()
+        else:
+            self._state = _WAITING
+            self.deadline = 0
+        exchange = self.exchange
+        exchange.begin(head, has_body)
+        self.phases.run(exchange, head)
+        head.reset()
+        return used
+
+    def _start_body(self) -> None:
+        core = self.core
+        self._state = _BODY
+        if self._chunked:
+            if self._decoder is None:
+                self._decoder = ChunkedDecoder(True)
+            self._decoder.reset()
+        self._body_started = self._last_read
+        core.wheel.schedule(self, core.wheel.now + core.body_idle_ns)
+
+    def _read_body(self, buffer: bytearray, at: int, end: int) -> int:
+        if self._chunked:
+            decoder = self._decoder
+            try:
+                used = decoder.feed(buffer, at, end)  # type: ignore[union-attr]
+            except HttpError as error:
+                self._refuse(error)
+                return end - at
+            data = decoder.payload  # type: ignore[union-attr]
+            last = decoder.done  # type: ignore[union-attr]
+        else:
+            used = end - at
+            if used > self._left:
+                used = self._left
+            data = bytes(buffer[at : at + used])
+            self._left -= used
+            last = self._left == 0
+        if last:
+            self._request_done = True
+            self._state = _WAITING
+            self.deadline = 0
+            if self._response_done:
+                self._next()
+                return used
+        self.exchange.on_request_body(data, last)
+        return used
+
+    def _bound_ahead(self) -> None:
+        """While a response is outstanding reading goes on, so that an end is seen, up to a limit."""
+        if len(self._pending) > MAX_AHEAD and not self._paused_ahead:  # type: ignore[arg-type]
+            self._paused_ahead = True
+            self.pause_request()
+
+    def _refuse(self, error: HttpError) -> None:
+        """Bytes that must not be believed: answer if nothing was answered yet, then close."""
+        self._keep = False
+        self._request_done = False
+        exchange = self.exchange
+        if exchange.active:
+            if exchange.responded:
+                exchange.break_off(error.reason)
+            else:
+                exchange.reject(error.status, error.reason, error.detail)
+            return
+        self._state = _WAITING
+        self._response_done = False
+        exchange.begin_refused()
+        exchange.reject(error.status, error.reason, error.detail)
+
+    # ----------------------------------------------------------------------- for the exchange
+
+    def send(self, data: bytes) -> None:
+        if self._state != _CLOSED:
+            self.transport.write(data)
+
+    def response_done(self, keep: bool) -> None:
+        self._response_done = True
+        if not keep:
+            self._keep = False
+        if self._state == _CLOSED:
+            return
+        if not self._keep:
+            self._close_politely()
+        elif self._request_done:
+            self._next()
+
+    def tunnel(self) -> None:
+        self._state = _TUNNELLING
+        self.deadline = 0
+        pending = self._pending
+        if pending is not None and not self._busy:
+            self._pending = None
+            self._process(pending, 0, len(pending))
+        self._unpause_ahead()
+
+    def tunnel_ended(self) -> None:
+        self._state = _CLOSED
+        self.transport.close()
+
+    def break_off(self) -> None:
+        """Close at once: what is still queued must not look like an orderly end."""
+        self._state = _CLOSED
+        self.transport.abort()
+
+    def pause_request(self) -> None:
+        if self._reading and self._state != _CLOSED:
+            self._reading = False
+            self.deadline = 0
+            self.transport.pause_reading()
+
+    def resume_request(self) -> None:
+        if not self._reading and self._state != _CLOSED and not self._paused_ahead:
+            self._reading = True
+            if self._state == _BODY:
+                self.core.wheel.schedule(self, self.core.wheel.now + self.core.body_idle_ns)
+            self.transport.resume_reading()
+
+    # ---------------------------------------------------------------------------------- ending
+
+    def _next(self) -> None:
+        """The exchange is over in both directions: the next request, if it is here already."""
+        core = self.core
+        self._state = _READING
+        self._head_begun = False
+        if core.draining:
+            self._state = _CLOSED
+            self.transport.close()
+            return
+        core.wheel.schedule(self, core.wheel.now + core.keep_alive_ns)
+        self._unpause_ahead()
+        if self._busy:
+            return  # _process goes on with what it has
+        pending = self._pending
+        if pending is not None:
+            self._pending = None
+            self._process(pending, 0, len(pending))
+
+    def _unpause_ahead(self) -> None:
+        if self._paused_ahead:
+            self._paused_ahead = False
+            self.resume_request()
+
+    def _close_politely(self) -> None:
+        self.deadline = 0
+        ahead = self._pending is not None
+        self._pending = None
+        if (self._request_done and not ahead) or self._state == _LINGERING:
+            self._state = _CLOSED
+            self.transport.close()
+            return
+        # The client is still sending: a close now would reset the connection under our reply.
+        self._state = _LINGERING
+        self._lingered = 0
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._paused_ahead = False
+        self.resume_request()
+        self.core.wheel.schedule(self, self.core.wheel.now + LINGER_NS)
+
+    def close_when_idle(self) -> None:
+        """Draining: an idle connection is closed, a busy one after its response."""
+        if self._state == _READING and self._pending is None and not self._busy:
+            self._state = _CLOSED
+            self.transport.close()
+
+    def abort(self) -> None:
+        """The drain's time is over."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def on_deadline(self, now: int) -> None:
+        state = self._state
+        if state == _READING:
+            if self._pending is None:
+                self._state = _CLOSED
+                self.transport.close()
+            else:
+                self._refuse(
+                    HttpError(408, "head_timeout", "The request head did not arrive in time.")
+                )
+        elif state == _BODY:
+            self._check_body(now)
+        elif state == _LINGERING:
+            self._state = _CLOSED
+            self.transport.close()
+
+    def _check_body(self, now: int) -> None:
+        core = self.core
+        if now - self._last_read >= core.body_idle_ns:
+            self._refuse(HttpError(408, "body_timeout", "The request body stopped arriving."))
+            return
+        open_for = now - self._body_started
+        if open_for > RATE_GRACE_NS:
+            if self.exchange.bytes_in < MIN_BODY_RATE * (open_for // 1_000_000_000):
+                self._refuse(HttpError(408, "body_too_slow", "The request body is too slow."))
+                return
+        core.wheel.schedule(self, min(self._last_read + core.body_idle_ns, now + RATE_GRACE_NS))

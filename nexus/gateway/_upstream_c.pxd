@@ -1,0 +1,38 @@
+from nexus._speedups._http1_c cimport ChunkedDecoder, ResponseHead
+from nexus.gateway._ports_c cimport ResponseSink
+from nexus.gateway._wheel_c cimport Timed
+
+
+cdef class UpstreamConnection(Timed):
+    cdef readonly object pool
+    cdef public ResponseSink sink
+    cdef readonly object transport
+    cdef readonly ResponseHead head
+    cdef ChunkedDecoder _decoder
+    cdef bytearray _pending
+    cdef int _mode
+    cdef long long _left
+    cdef int _informational
+    cdef bint _bodiless
+    cdef bint _reusable
+    cdef readonly bint answered
+    cdef readonly long long requests
+    cdef readonly long long idle_since
+    cdef bint _reading
+
+    cpdef object begin(self, ResponseSink sink, bytes data, bint bodiless)
+    cpdef object write(self, bytes data)
+    cpdef object pause_reading(self)
+    cpdef object resume_reading(self)
+    cpdef object release(self)
+    cpdef object discard(self)
+    cpdef object write_eof(self)
+    cpdef bint alive(self, long long now) except -1
+    cpdef object rest(self, long long now)
+    cdef object _consume(self, bytearray buffer, Py_ssize_t start, Py_ssize_t end)
+    cdef object _heads(self, bytearray buffer, Py_ssize_t start, Py_ssize_t end)
+    cdef object _respond(self, bytearray buffer, Py_ssize_t at, Py_ssize_t end)
+    cdef bytes _take(self, bytearray buffer, Py_ssize_t at, Py_ssize_t end)
+    cdef object _upgrade(self, bytearray buffer, Py_ssize_t at, Py_ssize_t end)
+    cdef object _complete(self, bytes data)
+    cdef object _lost(self, str reason)

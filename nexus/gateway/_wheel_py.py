@@ -1,0 +1,83 @@
+# cython: annotation_typing=False
+"""Deadlines without a timer handle per request: a lazy hashed timing wheel.
+
+One source, compiled as ``_wheel_c``. Whoever has a deadline derives from :class:`Timed` and has at
+most one valid entry in the wheel. Moving a deadline *later*, which is what keep-alive connections
+do all the time, writes one integer: the entry fires at its old place, sees that it is early and
+moves. Only a deadline *earlier* than the entry costs a new entry; the old one is then stale and is
+skipped when its turn comes. (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987.)
+
+A deadline fires at most one tick late and never early.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["TICK_NS", "Timed", "Wheel"]
+
+#: Resolution, nanoseconds: fine against the shortest timeout in use (a retry's backoff, 200 ms).
+TICK_NS: Final = 50_000_000
+#: Slots: 25.6 s ahead; what is later is put into the last slot and moved on from there.
+SLOTS: Final = 512
+
+
+class Timed:
+    """Something that may have a deadline; ``deadline`` is monotonic nanoseconds, 0 for none."""
+
+    __slots__ = ("deadline", "entry")
+
+    def __init__(self) -> None:
+        self.deadline = 0
+        #: The tick of its valid entry in the wheel, 0 for none.
+        self.entry = 0
+
+    def on_deadline(self, now: int) -> None:
+        """The deadline has passed (and was reset to 0)."""
+        raise NotImplementedError
+
+
+class Wheel:
+    """All deadlines of one worker. ``now`` is the time of the last :meth:`advance`."""
+
+    __slots__ = ("_slots", "_tick", "now")
+
+    def __init__(self, now: int) -> None:
+        self.now = now
+        self._tick = now // TICK_NS
+        self._slots: list[list[Timed]] = [[] for _ in range(SLOTS)]
+
+    def schedule(self, timed: Timed, deadline: int) -> None:
+        """Set (or move) the deadline of ``timed``, monotonic nanoseconds."""
+        timed.deadline = deadline
+        tick = deadline // TICK_NS + 1
+        if tick <= self._tick:
+            tick = self._tick + 1
+        elif tick >= self._tick + SLOTS:
+            tick = self._tick + SLOTS - 1
+        if timed.entry == 0 or tick < timed.entry:
+            timed.entry = tick
+            self._slots[tick % SLOTS].append(timed)
+
+    def advance(self, now: int) -> None:
+        """Fire every deadline that has passed by ``now``."""
+        self.now = now
+        last = now // TICK_NS
+        while self._tick < last:
+            self._tick += 1
+            place = self._tick % SLOTS
+            due = self._slots[place]
+            if not due:
+                continue
+            self._slots[place] = []
+            for timed in due:
+                if timed.entry != self._tick:
+                    continue
+                timed.entry = 0
+                if timed.deadline == 0:
+                    continue
+                if timed.deadline > now:
+                    self.schedule(timed, timed.deadline)
+                else:
+                    timed.deadline = 0
+                    timed.on_deadline(now)

@@ -1,0 +1,302 @@
+"""The gateway put together: one :class:`Gateway` per worker, and what the supervisor needs of it.
+
+::
+
+    make_shared (supervisor, once): token buckets, breakers, telemetry in shared memory
+    Gateway.start: upstreams ─ phases ─ recorder(sinks) ─ listener ─ admin listener
+    Gateway.reload: new settings into the same objects; unchanged upstreams keep what they have
+    Gateway.drain: stop accepting ─ finish ─ flush sinks ─ close
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import random
+import secrets
+from dataclasses import dataclass
+from time import monotonic_ns, time_ns
+from typing import Any, Final
+
+from aiohttp import web
+
+from nexus._speedups.buckets import BucketTable
+from nexus.errors import ConfigError
+from nexus.gateway.auth import Authenticator, check_settings
+from nexus.gateway.clients import Clients
+from nexus.gateway.core import Core
+from nexus.gateway.discovery import ServicesFile
+from nexus.gateway.endpoints import Endpoints
+from nexus.gateway.events import SOURCE, EventSink
+from nexus.gateway.phases import Phases
+from nexus.gateway.session import Session
+from nexus.gateway.settings import GatewaySettings
+from nexus.gateway.traces import Tracer
+from nexus.gateway.upstreams import Upstreams
+from nexus.gateway.wheel import TICK_NS, Wheel
+from nexus.net.admin import AdminServer, start_admin
+from nexus.net.producer import EventProducer
+from nexus.net.service import ServiceSpec, WorkerContext
+from nexus.observability.accesslog import AccessLog
+from nexus.observability.recorder import Recorder, Sink
+from nexus.observability.telemetry import Telemetry, TelemetryMemory
+from nexus.observability.tracing import SpanSink
+from nexus.policy.breaker import BreakerTable
+from nexus.policy.ratelimit import RateLimit
+from nexus.policy.retry import RetryBudget, RetryPolicy
+
+__all__ = ["SPEC", "Gateway", "Shared", "make_shared", "validate"]
+
+log = logging.getLogger("nexus.gateway")
+
+#: Upstream URLs whose breakers are shared over the workers; more get private ones.
+BREAKER_SLOTS: Final = 256
+#: Buckets of one set of the shared table.
+BUCKETS_PER_SET: Final = 8
+#: Seconds that the sinks get to write what they hold when a worker ends.
+FLUSH_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all workers have in common; made before the first fork."""
+
+    buckets: BucketTable
+    #: Keys the hash of the client's address, so that nobody can choose whose bucket to share.
+    seed: int
+    breakers: BreakerTable
+    telemetry: TelemetryMemory | None
+
+
+def make_shared(settings: GatewaySettings) -> Shared:
+    """Map the shared tables."""
+    sets = 1
+    while sets * BUCKETS_PER_SET < settings.rate_limit.max_addresses:
+        sets *= 2
+    entries = settings.telemetry_entries
+    return Shared(
+        buckets=BucketTable(mmap.mmap(-1, BucketTable.size(sets)), sets),
+        seed=secrets.randbits(63),
+        breakers=BreakerTable(
+            mmap.mmap(-1, BreakerTable.size(BREAKER_SLOTS, settings.workers)),
+            BREAKER_SLOTS,
+            settings.workers,
+        ),
+        telemetry=TelemetryMemory(entries, settings.workers) if entries else None,
+    )
+
+
+def validate(settings: GatewaySettings) -> None:
+    """What one field cannot tell; raises ``ConfigError``."""
+    check_settings(settings.auth)
+    Clients(settings.trusted_proxies)
+    ServicesFile(settings.services_file).read()
+    limit = settings.rate_limit
+    try:
+        RateLimit(limit.capacity, limit.refill_per_second)
+    except ValueError as error:
+        raise ConfigError(str(error), path="rate_limit") from None
+
+
+class Gateway:
+    """One worker."""
+
+    def __init__(self, context: WorkerContext[GatewaySettings, Shared]) -> None:
+        self._context: Final = context
+        settings = context.settings
+        shared = context.shared
+        rng = random.Random(secrets.randbits(128))
+        self._wheel: Final = Wheel(monotonic_ns())
+        self._core: Final = Core(self._wheel, context.metrics, rng)
+        self._phases: Final = Phases(self._core, shared.buckets, shared.seed)
+        self._upstreams: Final = Upstreams(
+            settings, shared.breakers, context.index, self._wheel, context.metrics, rng
+        )
+        self._sessions: Final[set[Session]] = set()
+        self._telemetry: Final = (
+            Telemetry(settings.telemetry_entries, memory=shared.telemetry, worker=context.index)
+            if shared.telemetry is not None
+            else None
+        )
+        self._endpoints: Final = Endpoints(context, self._upstreams, self._telemetry)
+        self._services = ServicesFile(settings.services_file)
+        self._server: asyncio.Server | None = None
+        self._admin: AdminServer | None = None
+        self._producer: EventProducer | None = None
+        self._tasks: Final[list[asyncio.Task[None]]] = []
+        self._ticker: asyncio.TimerHandle | None = None
+        self._connections: Final = context.metrics.gauge("nexus_http_connections")
+        self._active: Final = context.metrics.gauge("nexus_http_requests_active")
+
+    # ------------------------------------------------------------------------------ life cycle
+
+    async def start(self) -> None:
+        """Open everything; the worker is ready when this returns."""
+        context = self._context
+        settings = context.settings
+        loop = asyncio.get_running_loop()
+        self._apply(settings)
+        self._upstreams.apply(self._services.read())
+        self._core.balancer = self._upstreams.balancer
+        await self._start_recorder(settings)
+        self._tick(loop)
+        listener = context.listener
+        if listener is None:
+            raise ConfigError("the gateway needs a port to listen on", path="port")
+        self._server = await loop.create_server(
+            lambda: Session(self._core, self._phases, self._sessions),  # type: ignore[arg-type,return-value]
+            # A copy: the supervisor's own socket must outlive this worker.
+            sock=listener.dup(),
+            backlog=4096,
+        )
+        self._admin = await start_admin(
+            context, {"/lb-stats": self._get_lb_stats, "/cb-stats": self._get_cb_stats}
+        )
+        self._tasks.append(loop.create_task(self._poll_services()))
+        self._tasks.append(loop.create_task(self._report()))
+
+    async def reload(self, settings: GatewaySettings) -> None:
+        """Apply new settings without dropping a connection; raises before anything changed."""
+        validate(settings)
+        services = ServicesFile(settings.services_file)
+        entries = services.read()
+        self._apply(settings)
+        self._upstreams.configure(settings)
+        self._services = services
+        self._upstreams.apply(entries)
+        self._core.balancer = self._upstreams.balancer
+
+    async def drain(self, seconds: float) -> None:
+        """Stop accepting, finish what is open within ``seconds``, release everything."""
+        loop = asyncio.get_running_loop()
+        self._core.draining = True
+        if self._server is not None:
+            self._server.close()
+        for session in tuple(self._sessions):
+            session.close_when_idle()
+        end = loop.time() + seconds
+        while self._sessions and loop.time() < end:
+            await asyncio.sleep(0.02)
+        for session in tuple(self._sessions):
+            session.abort()
+        await asyncio.sleep(0)
+        await self._release()
+
+    async def _release(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._admin is not None:
+            await self._admin.stop()
+        if self._core.recorder is not None:
+            await self._core.recorder.stop(FLUSH_SECONDS)
+        if self._producer is not None:
+            await self._producer.stop(FLUSH_SECONDS)
+        self._upstreams.close()
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+    # -------------------------------------------------------------------------------- settings
+
+    def _apply(self, settings: GatewaySettings) -> None:
+        """Resolve settings into the objects of the request path."""
+        core, phases = self._core, self._phases
+        authenticator = Authenticator(settings.auth) if settings.auth.enabled else None
+        clients = Clients(settings.trusted_proxies)
+        limit = settings.rate_limit
+        core.apply(settings)
+        core.usable = Upstreams.usable if settings.breaker.enabled else None
+        core.retry_policy = RetryPolicy(
+            settings.retry.max_attempts, settings.retry.delay_ms * 1_000_000
+        )
+        if core.budget is None:
+            core.budget = RetryBudget(settings.retry.budget_ratio, settings.retry.budget_floor)
+        else:  # requests under way hold it
+            core.budget.ratio = settings.retry.budget_ratio
+            core.budget.floor = settings.retry.budget_floor
+        core.tracer = Tracer(settings.tracing.sample_ratio) if settings.tracing.enabled else None
+        phases.clients = clients
+        phases.authenticator = authenticator
+        self._endpoints.authenticator = authenticator
+        phases.set_limit(
+            RateLimit(limit.capacity, limit.refill_per_second) if limit.enabled else None
+        )
+        phases.router = self._endpoints.router()
+
+    async def _start_recorder(self, settings: GatewaySettings) -> None:
+        metrics, index = self._context.metrics, self._context.index
+        sinks: list[Sink] = []
+        if self._telemetry is not None:
+            sinks.append(self._telemetry)
+        if settings.access_log.enabled:
+            sinks.append(AccessLog(settings.access_log.path, metrics, worker=index))
+        if settings.tracing.enabled:
+            sinks.append(SpanSink(settings.tracing, metrics, worker=index))
+        if settings.kafka.enabled:
+            self._producer = EventProducer(settings.kafka, metrics, SOURCE, index)
+            await self._producer.start()
+            events = EventSink(self._producer, index)
+            self._core.events = events
+            sinks.append(events)
+        if sinks:
+            recorder = Recorder(sinks, metrics=metrics)
+            await recorder.start()
+            self._core.recorder = recorder
+
+    # ------------------------------------------------------------------------------ background
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = monotonic_ns()
+        self._core.wall_offset = time_ns() - now
+        self._ticker = loop.call_later(TICK_NS / 1e9, self._tick, loop)
+        self._wheel.advance(now)
+
+    async def _poll_services(self) -> None:
+        results = self._context.metrics.counters("nexus_discovery_reloads_total")
+        failures = self._services.failures
+        while True:
+            await asyncio.sleep(self._context.settings.services_poll_seconds)
+            entries = self._services.poll()
+            if entries is not None:
+                self._upstreams.apply(entries)
+                results.labels("applied").inc()
+            elif self._services.failures > failures:
+                failures = self._services.failures
+                results.labels("broken").inc()
+
+    async def _report(self) -> None:
+        """Gauges, once a second, off the request path."""
+        evictions = self._context.metrics.counter("nexus_rate_limit_evictions_total")
+        seen = 0
+        while True:
+            self._upstreams.sweep()
+            self._upstreams.report()
+            self._connections.set(len(self._sessions))
+            budget = self._core.budget
+            self._active.set(budget.active if budget is not None else 0)
+            evicted = self._context.shared.buckets.evictions
+            evictions.inc(evicted - seen)
+            seen = evicted
+            await asyncio.sleep(1.0)
+
+    async def _get_lb_stats(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._upstreams.balance_stats())
+
+    async def _get_cb_stats(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._upstreams.breaker_stats())
+
+
+def _make(context: WorkerContext[Any, Any]) -> Gateway:
+    return Gateway(context)
+
+
+SPEC: Final[ServiceSpec[GatewaySettings, Shared]] = ServiceSpec(
+    name="gateway",
+    description="HTTP API gateway: limits, authentication, balancing, retries, JSON envelope.",
+    settings=GatewaySettings,
+    make_shared=make_shared,
+    make_app=_make,
+    flags={"--services": ("services_file", "list of upstreams, JSON")},
+    validate=validate,
+)

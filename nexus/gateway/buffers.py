@@ -1,0 +1,16 @@
+"""The one receive buffer of a worker.
+
+A read and the callback that consumes it are one synchronous step of the event loop, so that all
+connections of a worker can read into the same memory: an idle connection owns no buffer. What a
+callback does not consume it must copy before it returns.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["RECEIVE_BUFFER", "RECEIVE_BYTES"]
+
+#: Most bytes of one read: four times a default socket buffer's worth, so that one read empties it.
+RECEIVE_BYTES: Final = 262_144
+RECEIVE_BUFFER: Final = bytearray(RECEIVE_BYTES)

@@ -1,0 +1,167 @@
+"""The upstreams of a worker: added, drained and removed, reweighted; pool and breaker of each.
+
+An upstream that stays keeps its pool, its breaker and its counts over every reload.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from nexus.gateway.discovery import ServiceEntry
+from nexus.gateway.pool import Pool
+from nexus.policy.balance import Balancer, Server, make_balancer
+from nexus.policy.breaker import Breaker, BreakerConfig, BreakerTable
+
+if TYPE_CHECKING:
+    from nexus.gateway._wheel_py import Wheel
+    from nexus.gateway.settings import BreakerSettings, GatewaySettings
+    from nexus.observability.registry import LocalMetrics
+
+__all__ = ["Upstreams"]
+
+log = logging.getLogger("nexus.gateway.upstreams")
+
+_STATE_NUMBERS: Final = {"closed": 0, "open": 1, "half-open": 2}
+
+
+def _breaker_config(settings: BreakerSettings) -> BreakerConfig:
+    return BreakerConfig(
+        error_threshold_percentage=settings.error_threshold_percentage,
+        reset_timeout_ms=settings.reset_timeout_ms,
+        volume_threshold=settings.volume_threshold,
+        enabled=settings.enabled,
+    )
+
+
+class Upstreams:
+    """Owns every :class:`Server` of a worker."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        table: BreakerTable,
+        worker: int,
+        wheel: Wheel,
+        metrics: LocalMetrics,
+        rng: random.Random,
+    ) -> None:
+        self._settings = settings
+        self._table: Final = table
+        self._worker: Final = worker
+        self._wheel: Final = wheel
+        self._metrics: Final[Any] = metrics
+        self._rng: Final = rng
+        self._servers: dict[str, Server] = {}
+        self._leaving: list[Server] = []
+        self.balancer: Balancer = make_balancer(settings.balancer.algorithm, rng)
+        table.adopt(worker)
+
+    @staticmethod
+    def usable(server: Server) -> bool:
+        """Whether the breaker would let a request through; changes nothing."""
+        return cast("Breaker", server.breaker).ready(monotonic_ns())
+
+    def apply(self, entries: Sequence[ServiceEntry]) -> None:
+        """This is the list now: add, drain what is gone, change weights."""
+        wanted = {entry.url: entry for entry in entries}
+        for url in [url for url in self._servers if url not in wanted]:
+            server = self._servers.pop(url)
+            server.draining = True
+            self._leaving.append(server)
+            log.info("upstream leaves, draining", extra={"upstream": url, "active": server.active})
+        for url, entry in wanted.items():
+            known = self._servers.get(url)
+            if known is None:
+                self._servers[url] = self._add(entry)
+            elif known.weight != entry.weight:
+                log.info("upstream reweighted", extra={"upstream": url, "weight": entry.weight})
+                known.weight = entry.weight
+        # The file's order is the order of the turns.
+        self._servers = {url: self._servers[url] for url in wanted}
+        self.balancer.update(list(self._servers.values()))
+        self.sweep()
+
+    def _add(self, entry: ServiceEntry) -> Server:
+        for server in self._leaving:
+            if server.url == entry.url:  # back before it had drained
+                self._leaving.remove(server)
+                server.draining = False
+                server.weight = entry.weight
+                return server
+        server = Server(entry.url, entry.weight)
+        settings = self._settings
+        server.extra = Pool(entry.url, self._wheel, settings.upstream, settings.timeouts)
+        server.breaker = self._table.breaker(
+            entry.url, self._worker, _breaker_config(settings.breaker)
+        )
+        log.info("upstream joins", extra={"upstream": entry.url, "weight": entry.weight})
+        return server
+
+    def configure(self, settings: GatewaySettings) -> None:
+        """Apply new settings to what stays."""
+        if settings.balancer.algorithm != self._settings.balancer.algorithm:
+            self.balancer = make_balancer(settings.balancer.algorithm, self._rng)
+            self.balancer.update(list(self._servers.values()))
+        self._settings = settings
+        config = _breaker_config(settings.breaker)
+        for server in self._servers.values():
+            cast("Pool", server.extra).configure(settings.upstream, settings.timeouts)
+            cast("Breaker", server.breaker).config = config
+
+    def sweep(self) -> None:
+        """Let go of upstreams that have drained."""
+        for server in [s for s in self._leaving if s.active == 0]:
+            self._leaving.remove(server)
+            cast("Pool", server.extra).close()
+            cast("Breaker", server.breaker).close()
+            log.info("upstream has left", extra={"upstream": server.url})
+
+    def report(self) -> None:
+        """Renew the gauges; called once a second."""
+        now = monotonic_ns()
+        states = self._metrics.gauges("nexus_circuit_breaker_state")
+        healthy = self._metrics.gauges("nexus_upstream_healthy")
+        connections = self._metrics.gauges("nexus_upstream_connections")
+        queue = self._metrics.gauges("nexus_upstream_queue")
+        for server in self._servers.values():
+            pool = cast("Pool", server.extra)
+            state = cast("Breaker", server.breaker).state(now)
+            states.labels(server.url).set(_STATE_NUMBERS[state])
+            healthy.labels(server.url).set(1.0 if server.healthy else 0.0)
+            connections.labels(server.url, "idle").set(pool.idle)
+            connections.labels(server.url, "busy").set(pool.busy)
+            queue.labels(server.url).set(pool.waiting)
+
+    def balance_stats(self) -> dict[str, Any]:
+        """``GET /lb-stats``."""
+        return {
+            "algorithm": self.balancer.algorithm,
+            "servers": [
+                {
+                    "url": server.url,
+                    "weight": server.weight,
+                    "activeConnections": server.active,
+                    "requestsHandled": server.handled,
+                    "healthy": server.healthy,
+                }
+                for server in self._servers.values()
+            ],
+        }
+
+    def breaker_stats(self) -> dict[str, Any]:
+        """``GET /cb-stats``."""
+        now = monotonic_ns()
+        return {
+            server.url: cast("Breaker", server.breaker).snapshot(now)
+            for server in self._servers.values()
+        }
+
+    def close(self) -> None:
+        """The end of the worker: no connection survives."""
+        for server in (*self._servers.values(), *self._leaving):
+            cast("Pool", server.extra).abort()
+            cast("Breaker", server.breaker).close()
