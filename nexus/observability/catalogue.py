@@ -158,9 +158,14 @@ _CONSUMER: Final = (
     _counter("nexus_consumer_events_total", "Events handled, by result.", "topic", "result"),
     _counter("nexus_consumer_duplicates_total", "Events that were seen before.", "topic"),
     _counter("nexus_consumer_dead_letters_total", "Events set aside, by why.", "topic", "reason"),
+    _counter("nexus_consumer_retries_total", "Further attempts at an event.", "topic"),
+    _counter("nexus_consumer_commits_total", "Offset commits, by result.", "result"),
     _counter("nexus_consumer_alerts_total", "Alerts raised, by kind.", "kind"),
     _counter("nexus_consumer_blocks_total", "Addresses blocked automatically."),
     _gauge("nexus_consumer_lag", "Events behind the end of a topic.", "topic"),
+    _gauge("nexus_consumer_in_flight", "Events received and not yet finished."),
+    _gauge("nexus_consumer_paused_partitions", "Partitions paused under pressure."),
+    _gauge("nexus_consumer_members", "Workers that are in the consumer group."),
 )
 
 _OBSERVABILITY: Final = (
