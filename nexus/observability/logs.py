@@ -36,6 +36,7 @@ __all__ = [
     "encode_line",
     "flush",
     "reopen",
+    "unconfigure",
 ]
 
 #: Attributes of every LogRecord; what is beside them came from ``extra``.
@@ -74,9 +75,7 @@ def configure(
     terminal, JSON elsewhere). ``worker``: index of the worker slot; ``None`` in a supervisor.
     May be called again, by a worker after the fork or on reload.
     """
-    previous = _State.writer
-    if previous is not None:
-        previous.close(0.5)
+    unconfigure()
     _State.writer = LineWriter(fd=fd)
     formatter: logging.Formatter
     if format == "human" or (format == "auto" and os.isatty(fd)):
@@ -86,8 +85,6 @@ def configure(
     handler = _Handler(_State.writer)
     handler.setFormatter(formatter)
     root = logging.getLogger()
-    if _State.handler is not None:
-        root.removeHandler(_State.handler)
     _State.handler = handler
     root.addHandler(handler)
     root.setLevel(level.upper())
@@ -95,6 +92,16 @@ def configure(
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     # A handler that fails counts a drop; it must not print to the stream that just failed.
     logging.raiseExceptions = False
+
+
+def unconfigure() -> None:
+    """Write what is left and take our handler away; without one, the standard library's rule."""
+    if _State.handler is not None:
+        logging.getLogger().removeHandler(_State.handler)
+        _State.handler = None
+    if _State.writer is not None:
+        _State.writer.close(0.5)
+        _State.writer = None
 
 
 def count_drops(metrics: LocalMetrics) -> None:
