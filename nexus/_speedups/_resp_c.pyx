@@ -1,0 +1,938 @@
+"""RESP2 and RESP3, decoded as the bytes come in and encoded: the compiled twin of ``_resp_py``.
+
+Every rule is explained there; this file is the same rules over C pointers.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_Append, PyList_GET_ITEM, PyList_GET_SIZE
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memchr, memcmp, memcpy, memmove
+
+from nexus._speedups.resp_values import (
+    INCOMPLETE as _INCOMPLETE,
+    MAX_ARGUMENTS,
+    MAX_BULK_BYTES,
+    MAX_DEPTH as _MAX_DEPTH,
+    MAX_ELEMENTS,
+    MAX_INLINE_BYTES,
+    MAX_LINE_BYTES,
+    MAX_REQUEST_BYTES,
+    UNAUTHENTICATED_ARGUMENTS,
+    UNAUTHENTICATED_BULK_BYTES,
+    Attributed as _Attributed,
+    BigNumber as _BigNumber,
+    BulkError as _BulkError,
+    Map as _Map,
+    Push as _Push,
+    Set as _Set,
+    SimpleError as _SimpleError,
+    SimpleString as _SimpleString,
+    VerbatimString as _VerbatimString,
+    bad_reply,
+    expected_count,
+    expected_length,
+    require_line_limit,
+)
+from nexus.errors import RespError
+
+cdef extern from "Python.h":
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+    Py_ssize_t PY_SSIZE_T_MAX
+
+__all__ = ["ReplyDecoder", "RequestDecoder", "encode_command", "encode_reply"]
+
+# Module globals are looked up in a dict at each use; these are C variables.
+cdef object INCOMPLETE = _INCOMPLETE
+cdef object Attributed = _Attributed
+cdef object BigNumber = _BigNumber
+cdef object BulkError = _BulkError
+cdef object Map = _Map
+cdef object Push = _Push
+cdef object Set = _Set
+cdef object SimpleError = _SimpleError
+cdef object SimpleString = _SimpleString
+cdef object VerbatimString = _VerbatimString
+cdef object OK = _SimpleString(b"OK")
+# An aggregate or bulk string was begun: no value yet.
+cdef object OPENED = object()
+
+cdef int MAX_DEPTH = _MAX_DEPTH
+cdef long long NOAUTH_ARGUMENTS = UNAUTHENTICATED_ARGUMENTS
+cdef long long NOAUTH_BULK = UNAUTHENTICATED_BULK_BYTES
+cdef int INT64_CHARS = 20
+# An own buffer above this is given back when it has been decoded wholly.
+cdef Py_ssize_t KEEP_BYTES = 1 << 20
+
+
+cdef inline bint parse_int64(const char* text, Py_ssize_t size, long long* out) noexcept nogil:
+    """A decimal as Redis's ``string2ll`` takes it; False: not one."""
+    cdef unsigned long long value = 0
+    cdef unsigned long long bound = 9223372036854775807ULL
+    cdef unsigned int digit
+    cdef Py_ssize_t i = 0
+    if size < 1 or size > INT64_CHARS:
+        return False
+    if size == 1 and text[0] == b'0':
+        out[0] = 0
+        return True
+    if text[0] == b'-':
+        i = 1
+        bound += 1
+    if i == size or text[i] < b'1' or text[i] > b'9':
+        return False
+    while i < size:
+        digit = <unsigned char>text[i] - 48
+        # At most 20 digits: the product of 19 fits in 64 bits, so only the last can overflow.
+        if digit > 9 or value > (bound - digit) // 10:
+            return False
+        value = value * 10 + digit
+        i += 1
+    out[0] = <long long>(0 - value) if text[0] == b'-' else <long long>value
+    return True
+
+
+cdef inline Py_ssize_t short_number(
+    const char* text, Py_ssize_t size, long long* out
+) noexcept nogil:
+    """Fast path of nearly all headers: 1 to 18 digits, then CR and one byte more.
+
+    The index of the CR, or 0: look again, slowly (the only bytes that are seen twice). Takes no number that ``parse_int64`` refuses.
+    """
+    cdef long long value = 0
+    cdef unsigned int digit
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t stop = min(size - 1, 19)
+    while i < stop:
+        digit = <unsigned char>text[i] - 48
+        if digit > 9:
+            if text[i] != b'\r' or (text[0] == b'0' and i > 1):
+                return 0
+            out[0] = value
+            return i
+        value = value * 10 + digit
+        i += 1
+    return 0
+
+
+cdef class Input:
+    """The bytes that were fed and are not decoded yet."""
+
+    def __cinit__(self):
+        self.data = NULL
+        self.own = NULL
+
+    def __dealloc__(self):
+        free(self.own)
+
+    @property
+    def consumed(self):
+        """Bytes of the stream up to the end of the last complete message."""
+        return self.consumed_
+
+    @property
+    def pending(self):
+        """Bytes that were fed and wait for the rest of their message (or for ``read()``)."""
+        return self.base + self.end - self.consumed_
+
+    def feed(self, data):
+        """Append what was received; copies unless it is ``bytes``. Ignored after an error."""
+        cdef Py_buffer view
+        if self.error is not None:
+            return
+        if self.pos == self.end and self.capacity > KEEP_BYTES:
+            self.rebase(0)
+            free(self.own)
+            self.data = self.own = NULL
+            self.capacity = 0
+            self.borrowed = None
+        if type(data) is bytes:
+            if self.pos == self.end:
+                self.rebase(0)
+                self.borrowed = <bytes>data
+                self.data = PyBytes_AS_STRING(data)
+                self.end = PyBytes_GET_SIZE(data)
+                return
+            self.append(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+            return
+        data = memoryview(data)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            self.append(<const char*>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int append(self, const char* piece, Py_ssize_t size) except -1:
+        """Put ``piece`` behind what is left, in ``own``."""
+        cdef Py_ssize_t left = self.end - self.pos
+        if size > PY_SSIZE_T_MAX // 4 - self.end:
+            raise MemoryError
+        if self.borrowed is not None:
+            self.reserve(left + size)
+            memcpy(self.own, self.data + self.pos, left)
+            self.rebase(left)
+            self.borrowed = None
+        else:
+            # Moving only when more than half is decoded keeps the cost per byte constant.
+            if self.pos >= left:
+                if left:
+                    memmove(self.own, self.own + self.pos, left)
+                self.rebase(left)
+            self.reserve(self.end + size)
+        self.data = self.own
+        memcpy(self.own + self.end, piece, size)
+        self.end += size
+        return 0
+
+    cdef int reserve(self, Py_ssize_t wanted) except -1:
+        """Make ``own`` hold ``wanted`` bytes at least."""
+        cdef char* grown
+        if wanted <= self.capacity and self.own != NULL:
+            return 0
+        wanted = max(wanted, 2 * self.capacity, 4096)
+        grown = <char*>realloc(self.own, wanted)
+        if grown == NULL:
+            raise MemoryError
+        self.own = grown
+        self.capacity = wanted
+        return 0
+
+    cdef void rebase(self, Py_ssize_t left) noexcept:
+        self.base += self.pos
+        self.scan -= self.pos
+        self.pos = 0
+        self.end = left
+
+    cdef int fail(self, str text) except -1:
+        self.error = text
+        self.borrowed = None
+        free(self.own)
+        self.own = NULL
+        self.data = NULL
+        self.capacity = 0
+        self.base = self.consumed_
+        self.pos = self.scan = self.end = 0
+        raise RespError(text)
+
+
+cdef class RequestDecoder(Input):
+    """Client to server: arrays of bulk strings, and inline commands with Redis's quoting."""
+
+    def __init__(
+        self,
+        *,
+        long long max_bulk_bytes=MAX_BULK_BYTES,
+        long long max_arguments=MAX_ARGUMENTS,
+        long long max_inline_bytes=MAX_INLINE_BYTES,
+        long long max_request_bytes=MAX_REQUEST_BYTES,
+        bint authenticated=True,
+    ):
+        require_line_limit("max_inline_bytes", max_inline_bytes)
+        self.authenticated = authenticated
+        self.max_bulk = max_bulk_bytes
+        self.max_arguments = max_arguments
+        self.max_inline = max_inline_bytes
+        self.max_request = max_request_bytes
+        self.arguments = []
+        self.bulk = -1
+
+    def read(self):
+        """The next request, never empty, or ``None`` when more bytes are needed."""
+        cdef list request
+        if self.error is not None:
+            raise RespError(self.error)
+        while True:
+            if self.missing == 0:
+                if self.pos == self.end:
+                    return None
+                self.start = self.base + self.pos
+                if self.data[self.pos] != b'*':
+                    request = self.read_inline()
+                    if request is None:
+                        return None
+                    self.consumed_ = self.base + self.pos
+                    if request:
+                        return request
+                    continue
+                if not self.read_count():
+                    return None
+            while self.missing:
+                if not self.read_argument():
+                    return None
+            self.consumed_ = self.base + self.pos
+            if PyList_GET_SIZE(self.arguments):
+                request = self.arguments
+                self.arguments = []
+                return request
+
+    cdef Py_ssize_t line_end(self, char terminator, str too_big) except -2:
+        """Index of the terminator of the line at ``pos``, or -1: not there yet."""
+        cdef Py_ssize_t stop = min(self.end, self.pos + self.max_inline + 1)
+        cdef Py_ssize_t i = self.scan
+        # A NUL that was met stays at `scan` and is met again at once: it hides the rest.
+        while i < stop and self.data[i] != 0:
+            if self.data[i] == terminator:
+                self.scan = i
+                return i
+            i += 1
+        self.scan = i
+        if self.end - self.pos > self.max_inline:
+            self.fail(too_big)
+        return -1
+
+    cdef Py_ssize_t header_end(self, str too_big) except -2:
+        cdef Py_ssize_t end = self.line_end(b'\r', too_big)
+        return end if end + 1 < self.end else -1
+
+    cdef list read_inline(self):
+        cdef Py_ssize_t end = self.line_end(b'\n', "Protocol error: too big inline request")
+        cdef Py_ssize_t stop = end
+        cdef list words
+        if end < 0:
+            return None
+        if end > self.pos and self.data[end - 1] == b'\r':
+            stop = end - 1
+        words = split_words(self.data + self.pos, stop - self.pos)
+        if words is None:
+            self.fail("Protocol error: unbalanced quotes in request")
+        self.pos = self.scan = end + 1
+        return words
+
+    cdef int read_count(self) except -1:
+        cdef long long count = 0
+        cdef const char* text = self.data + self.pos + 1
+        cdef Py_ssize_t end = short_number(text, self.end - self.pos - 1, &count)
+        cdef bint valid = True
+        if end:
+            end += self.pos + 1
+        else:
+            end = self.header_end("Protocol error: too big mbulk count string")
+            if end < 0:
+                return False
+            valid = parse_int64(text, end - self.pos - 1, &count)
+        if not valid or count > self.max_arguments:
+            self.fail("Protocol error: invalid multibulk length")
+        if count > NOAUTH_ARGUMENTS and not self.authenticated:
+            self.fail("Protocol error: unauthenticated multibulk length")
+        self.pos = self.scan = end + 2
+        self.missing = max(count, 0)
+        return True
+
+    cdef int read_argument(self) except -1:
+        if self.bulk < 0 and not self.read_length():
+            return False
+        if self.end - self.pos < self.bulk + 2:
+            return False
+        PyList_Append(
+            self.arguments, PyBytes_FromStringAndSize(self.data + self.pos, self.bulk)
+        )
+        self.pos = self.scan = self.pos + self.bulk + 2
+        self.bulk = -1
+        self.missing -= 1
+        return True
+
+    cdef int read_length(self) except -1:
+        cdef long long length = 0
+        cdef const char* text = self.data + self.pos + 1
+        cdef Py_ssize_t end = 0
+        cdef bint valid = True
+        if self.pos < self.end and self.data[self.pos] == b'$':
+            end = short_number(text, self.end - self.pos - 1, &length)
+        if end:
+            end += self.pos + 1
+        else:
+            end = self.header_end("Protocol error: too big bulk count string")
+            if end < 0:
+                return False
+            if self.data[self.pos] != b'$':
+                self.not_a_bulk(self.data[self.pos])
+            valid = parse_int64(text, end - self.pos - 1, &length)
+        if not valid or length < 0 or length > self.max_bulk:
+            self.fail("Protocol error: invalid bulk length")
+        if length > NOAUTH_BULK and not self.authenticated:
+            self.fail("Protocol error: unauthenticated bulk length")
+        if self.base + end + 2 + length + 2 - self.start > self.max_request:
+            self.fail("Protocol error: too big request")
+        self.pos = self.scan = end + 2
+        self.bulk = length
+        return True
+
+    cdef int not_a_bulk(self, char first) except -1:
+        # Redis writes CR and LF as blanks into an error reply.
+        shown = " " if first == b'\r' or first == b'\n' else chr(<unsigned char>first)
+        return self.fail(f"Protocol error: expected '$', got '{shown}'")
+
+
+cdef inline bint is_space(char c) noexcept nogil:
+    return c == b' ' or (c >= 9 and c <= 13)
+
+
+cdef inline int hex_digit(char c) noexcept nogil:
+    if c >= b'0' and c <= b'9':
+        return c - 48
+    if c >= b'a' and c <= b'f':
+        return c - 87
+    if c >= b'A' and c <= b'F':
+        return c - 55
+    return -1
+
+
+cdef inline char unescaped(char c) noexcept nogil:
+    if c == b'n':
+        return b'\n'
+    if c == b'r':
+        return b'\r'
+    if c == b't':
+        return b'\t'
+    if c == b'b':
+        return b'\b'
+    if c == b'a':
+        return b'\a'
+    return c
+
+
+cdef list split_words(const char* line, Py_ssize_t size):
+    """Words of an inline request by the rules of Redis's ``sdssplitargs``; ``None``: bad quotes."""
+    cdef list words = []
+    cdef Py_ssize_t pos = 0, length
+    cdef char c
+    # No word is longer than the line.
+    cdef char* word = <char*>malloc(size + 1)
+    if word == NULL:
+        raise MemoryError
+    try:
+        while True:
+            while pos < size and is_space(line[pos]):
+                pos += 1
+            if pos == size:
+                return words
+            length = 0
+            while pos < size:
+                c = line[pos]
+                if c == b' ' or c == b'\n' or c == b'\r' or c == b'\t':
+                    break
+                if c != b'"' and c != b"'":
+                    word[length] = c
+                    length += 1
+                    pos += 1
+                    continue
+                pos = unquote(line, size, pos + 1, c, word, &length)
+                if pos < 0:
+                    return None
+                break
+            words.append(PyBytes_FromStringAndSize(word, length))
+    finally:
+        free(word)
+
+
+cdef Py_ssize_t unquote(
+    const char* line, Py_ssize_t size, Py_ssize_t pos, char quote, char* word, Py_ssize_t* length
+) noexcept nogil:
+    """Append the quoted text at ``pos`` to ``word``; the index behind its end, or -1: bad."""
+    cdef char c, follower
+    while pos < size:
+        c = line[pos]
+        if c == quote:
+            pos += 1
+            return pos if pos == size or is_space(line[pos]) else -1
+        if c == b'\\' and pos + 1 < size:
+            follower = line[pos + 1]
+            if quote == b'"':
+                if (
+                    follower == b'x'
+                    and pos + 3 < size
+                    and hex_digit(line[pos + 2]) >= 0
+                    and hex_digit(line[pos + 3]) >= 0
+                ):
+                    c = <char>(hex_digit(line[pos + 2]) * 16 + hex_digit(line[pos + 3]))
+                    pos += 3
+                else:
+                    c = unescaped(follower)
+                    pos += 1
+            elif follower == b"'":
+                c = follower
+                pos += 1
+        word[length[0]] = c
+        length[0] += 1
+        pos += 1
+    return -1
+
+
+cdef inline bint is_number_kind(char kind) noexcept nogil:
+    """Types whose header is a decimal."""
+    return (
+        kind == b'$' or kind == b'*' or kind == b':' or kind == b'%' or kind == b'~'
+        or kind == b'>' or kind == b'!' or kind == b'=' or kind == b'|'
+    )
+
+
+cdef class ReplyDecoder(Input):
+    """Server to client: values of RESP2 and RESP3, as listed in ``resp_values``."""
+
+    def __cinit__(self):
+        self.frames = NULL
+
+    def __init__(
+        self,
+        *,
+        long long max_bulk_bytes=MAX_BULK_BYTES,
+        long long max_line_bytes=MAX_LINE_BYTES,
+        long long max_elements=MAX_ELEMENTS,
+        Py_ssize_t max_depth=MAX_DEPTH,
+    ):
+        require_line_limit("max_line_bytes", max_line_bytes)
+        self.max_bulk = max_bulk_bytes
+        self.max_line = max_line_bytes
+        self.max_elements = max_elements
+        self.max_depth = max_depth
+        self.bulk = -1
+        self.bulk_kind = b'$'
+        self.lists = []
+        free(self.frames)
+        self.frames = <Frame*>malloc((max(max_depth, 0) + 1) * sizeof(Frame))
+        if self.frames == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.frames)
+
+    def read(self):
+        """The next complete value, or ``INCOMPLETE`` when more bytes are needed."""
+        cdef object value
+        cdef Frame* frame
+        cdef list items
+        if self.error is not None:
+            raise RespError(self.error)
+        while True:
+            value = self.read_bulk() if self.bulk >= 0 else self.read_header()
+            if value is INCOMPLETE:
+                return INCOMPLETE
+            if value is OPENED:
+                continue
+            while self.depth:
+                frame = &self.frames[self.depth - 1]
+                PyList_Append(<object>PyList_GET_ITEM(self.lists, self.depth - 1), value)
+                frame.missing -= 1
+                if frame.missing:
+                    break
+                self.depth -= 1
+                items = self.lists.pop()
+                value = items if frame.kind == b'*' else finish(frame.kind, items)
+            else:
+                self.consumed_ = self.base + self.pos
+                return value
+
+    cdef int refuse(self, str expected, Py_ssize_t start, Py_ssize_t stop) except -1:
+        cdef bytes got = PyBytes_FromStringAndSize(self.data + start, min(stop - start, 33))
+        return self.fail(str(bad_reply(self.base + self.pos, expected, got)))
+
+    cdef Py_ssize_t line_end(self) except -2:
+        """Index of the CR of the line at ``pos``, or -1: CR LF are not there yet."""
+        cdef Py_ssize_t pos = self.pos
+        cdef Py_ssize_t stop = self.end
+        cdef Py_ssize_t start = max(self.scan, pos + 1)
+        cdef const char* found = NULL
+        if stop - pos > self.max_line + 1:
+            stop = pos + self.max_line + 1
+        if start < stop:
+            found = <const char*>memchr(self.data + start, b'\r', stop - start)
+        if found == NULL:
+            self.scan = stop
+            if stop - pos > self.max_line:
+                self.refuse(f"a line of at most {self.max_line} bytes", pos, stop)
+            return -1
+        start = found - self.data
+        self.scan = start
+        if start + 1 == self.end:
+            return -1
+        if self.data[start + 1] != b'\n':
+            self.refuse("CR LF at the end of the line", pos, start + 2)
+        return start
+
+    cdef object read_header(self):
+        """A value of one line, an opened aggregate or bulk string, or ``INCOMPLETE``."""
+        cdef Py_ssize_t pos = self.pos, stop
+        cdef long long number = 0
+        cdef bint valid
+        cdef char kind
+        if pos == self.end:
+            return INCOMPLETE
+        kind = self.data[pos]
+        stop = short_number(self.data + pos + 1, self.end - pos - 1, &number)
+        if stop and self.data[pos + stop + 2] == b'\n' and is_number_kind(kind):
+            return self.number_value(kind, pos + 1 + stop, True, number)
+        if memchr(b"+-:$*_#,(!=%~>|", kind, 15) == NULL:
+            self.refuse("a RESP type", pos, pos + 1)
+        stop = self.line_end()
+        if stop < 0:
+            return INCOMPLETE
+        if is_number_kind(kind):
+            valid = parse_int64(self.data + pos + 1, stop - pos - 1, &number)
+            return self.number_value(kind, stop, valid, number)
+        value = self.line_value(kind, pos + 1, stop)
+        self.pos = self.scan = stop + 2
+        return value
+
+    cdef object number_value(self, char kind, Py_ssize_t stop, bint valid, long long number):
+        """An integer, or the length or count of something."""
+        if kind == b':':
+            if not valid:
+                self.refuse("an integer of 64 bits", self.pos, stop)
+            self.pos = self.scan = stop + 2
+            return number
+        if kind == b'$' or kind == b'!' or kind == b'=':
+            return self.open_bulk(kind, stop, valid, number)
+        return self.open_aggregate(kind, stop, valid, number)
+
+    cdef object line_value(self, char kind, Py_ssize_t start, Py_ssize_t stop):
+        cdef const char* text = self.data + start
+        cdef Py_ssize_t size = stop - start
+        if kind == b'+' or kind == b'-':
+            if kind == b'+' and size == 2 and text[0] == b'O' and text[1] == b'K':
+                return OK
+            if memchr(text, b'\n', size) != NULL:
+                self.refuse("a line without LF inside", start - 1, stop)
+            line = PyBytes_FromStringAndSize(text, size)
+            return SimpleString(line) if kind == b'+' else SimpleError(line)
+        if kind == b'_':
+            if size:
+                self.refuse("a null without content", start - 1, stop)
+            return None
+        if kind == b'#':
+            if size != 1 or (text[0] != b't' and text[0] != b'f'):
+                self.refuse("#t or #f", start - 1, stop)
+            return text[0] == b't'
+        if kind == b',':
+            if not is_double(text, size):
+                self.refuse("a double", start - 1, stop)
+            return float(PyBytes_FromStringAndSize(text, size))
+        if not is_big_number(text, size):
+            self.refuse("a big number", start - 1, stop)
+        return BigNumber(PyBytes_FromStringAndSize(text, size))
+
+    cdef object open_bulk(self, char kind, Py_ssize_t stop, bint valid, long long length):
+        cdef int lowest = -1 if kind == b'$' else 0 if kind == b'!' else 4
+        if not valid or length < lowest or length > self.max_bulk:
+            self.refuse(expected_length(lowest, self.max_bulk), self.pos, stop)
+        self.pos = self.scan = stop + 2
+        if length < 0:
+            return None
+        self.bulk = length
+        self.bulk_kind = kind
+        # Most bulk strings are there with their header.
+        return self.read_bulk()
+
+    cdef object read_bulk(self):
+        cdef Py_ssize_t pos = self.pos, stop
+        cdef const char* text = self.data + pos
+        cdef object value
+        if self.end - pos < self.bulk + 2:
+            return INCOMPLETE
+        stop = pos + self.bulk
+        if self.data[stop] != b'\r' or self.data[stop + 1] != b'\n':
+            self.refuse("CR LF behind a bulk string", stop, stop + 2)
+        if self.bulk_kind == b'=' and text[3] != b':':
+            self.refuse("three letters and a colon", pos, stop)
+        value = PyBytes_FromStringAndSize(text, self.bulk)
+        if self.bulk_kind != b'$':
+            value = BulkError(value) if self.bulk_kind == b'!' else VerbatimString(value)
+        self.pos = self.scan = stop + 2
+        self.bulk = -1
+        return value
+
+    cdef object open_aggregate(self, char kind, Py_ssize_t stop, bint valid, long long count):
+        cdef int width = 2 if kind == b'%' or kind == b'|' else 1
+        cdef int lowest = -1 if kind == b'*' else 0
+        cdef long long highest = self.max_elements // width
+        cdef long long elements
+        if not valid or count < lowest or count > highest:
+            self.refuse(expected_count(lowest, highest), self.pos, stop)
+        if kind == b'>' and self.depth:
+            self.refuse("a push at the top level only", self.pos, stop)
+        if count >= 0 and self.depth == self.max_depth:
+            self.refuse(f"at most {self.max_depth} levels", self.pos, stop)
+        self.pos = self.scan = stop + 2
+        if count < 0:
+            return None
+        # An attribute's frame also takes the value that it belongs to.
+        elements = count * width + (kind == b'|')
+        if elements == 0:
+            return finish(kind, [])
+        self.frames[self.depth].kind = kind
+        self.frames[self.depth].missing = elements
+        self.depth += 1
+        self.lists.append([])
+        return OPENED
+
+
+cdef object finish(char kind, list items):
+    if kind == b'*':
+        return items
+    if kind == b'%':
+        return Map(items)
+    if kind == b'~':
+        return Set(items)
+    if kind == b'>':
+        return Push(items)
+    value = items.pop()
+    return Attributed(value, Map(items))
+
+
+cdef Py_ssize_t digits(const char* text, Py_ssize_t size, Py_ssize_t pos) noexcept nogil:
+    """Index behind the digits at ``pos``."""
+    while pos < size and text[pos] >= b'0' and text[pos] <= b'9':
+        pos += 1
+    return pos
+
+
+cdef bint is_big_number(const char* text, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t start = 1 if size and text[0] == b'-' else 0
+    return start < size and digits(text, size, start) == size
+
+
+cdef bint is_double(const char* text, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t start = 1 if size and text[0] == b'-' else 0
+    cdef Py_ssize_t pos = start
+    if size - start == 3 and (
+        memcmp(text + start, b"inf", 3) == 0 or memcmp(text + start, b"nan", 3) == 0
+    ):
+        return True
+    pos = digits(text, size, start)
+    if pos == start:
+        return False
+    if pos < size and text[pos] == b'.':
+        pos = digits(text, size, pos + 1)
+    if pos < size and (text[pos] == b'e' or text[pos] == b'E'):
+        pos += 1
+        if pos < size and (text[pos] == b'+' or text[pos] == b'-'):
+            pos += 1
+        start = pos
+        pos = digits(text, size, start)
+        if pos == start:
+            return False
+    return pos == size
+
+
+# ---------------------------------------------------------------------------------------- encoding
+
+
+cdef class Output:
+    """Bytes being written: on the C stack's side of the fence until ``done``."""
+
+    cdef char* data
+    cdef Py_ssize_t size
+    cdef Py_ssize_t capacity
+
+    def __cinit__(self):
+        self.capacity = 256
+        self.data = <char*>malloc(self.capacity)
+        if self.data == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.data)
+
+    cdef inline char* room(self, Py_ssize_t size) except NULL:
+        """Where the next ``size`` bytes may be written; valid until the next call."""
+        if self.capacity - self.size < size:
+            self.grow(size)
+        return self.data + self.size
+
+    cdef int grow(self, Py_ssize_t size) except -1:
+        cdef Py_ssize_t wanted
+        cdef char* grown
+        if size > PY_SSIZE_T_MAX // 2 - self.size:
+            raise MemoryError
+        wanted = max(self.size + size, 2 * self.capacity)
+        grown = <char*>realloc(self.data, wanted)
+        if grown == NULL:
+            raise MemoryError
+        self.data = grown
+        self.capacity = wanted
+        return 0
+
+    cdef int line(self, char kind, const char* text, Py_ssize_t size) except -1:
+        """``kind text CR LF``"""
+        cdef char* at = self.room(size + 3)
+        at[0] = kind
+        memcpy(at + 1, text, size)
+        at[size + 1] = b'\r'
+        at[size + 2] = b'\n'
+        self.size += size + 3
+        return 0
+
+    cdef int number(self, char kind, long long value) except -1:
+        """``kind decimal CR LF``"""
+        cdef char text[24]
+        cdef char* at = text + 24
+        cdef unsigned long long rest
+        if value < 0:
+            rest = 0 - <unsigned long long>value
+        else:
+            rest = <unsigned long long>value
+        while True:
+            at -= 1
+            at[0] = <char>(48 + rest % 10)
+            rest //= 10
+            if rest == 0:
+                break
+        if value < 0:
+            at -= 1
+            at[0] = b'-'
+        return self.line(kind, at, text + 24 - at)
+
+    cdef int bulk(self, char kind, const char* text, Py_ssize_t size) except -1:
+        """``kind length CR LF text CR LF``"""
+        cdef char* at
+        self.number(kind, size)
+        at = self.room(size + 2)
+        memcpy(at, text, size)
+        at[size] = b'\r'
+        at[size + 1] = b'\n'
+        self.size += size + 2
+        return 0
+
+    cdef bytes done(self):
+        return PyBytes_FromStringAndSize(self.data, self.size)
+
+
+def encode_command(arguments):
+    """A request as an array of bulk strings; ``str`` goes as UTF-8, ``int`` in decimal."""
+    cdef Output out
+    cdef Py_ssize_t size
+    cdef const char* text
+    if not arguments:
+        raise ValueError("a command needs at least one argument")
+    out = Output.__new__(Output)
+    out.number(b'*', len(arguments))
+    for argument in arguments:
+        if type(argument) is bytes:
+            out.bulk(b'$', PyBytes_AS_STRING(argument), PyBytes_GET_SIZE(argument))
+        elif isinstance(argument, str):
+            text = PyUnicode_AsUTF8AndSize(argument, &size)
+            out.bulk(b'$', text, size)
+        else:
+            plain = plain_argument(argument)
+            out.bulk(b'$', PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain))
+    return out.done()
+
+
+cdef bytes plain_argument(object argument):
+    if isinstance(argument, int) and not isinstance(argument, bool):
+        return b"%d" % argument
+    if not isinstance(argument, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"a command's argument must be bytes, str or int, not {type(argument).__name__}"
+        )
+    # A subclass of bytes may override __bytes__; its content is what counts.
+    return bytes(memoryview(argument))
+
+
+def encode_reply(value, protocol=3):
+    """A value as a server sends it in the given protocol version."""
+    cdef Output out
+    if protocol not in (2, 3):
+        raise ValueError(f"protocol must be 2 or 3, not {protocol!r}")
+    out = Output.__new__(Output)
+    encode(value, protocol == 3, 0, out)
+    return out.done()
+
+
+cdef int encode(object value, bint resp3, int depth, Output out) except -1:
+    if isinstance(value, bytes):
+        encode_text(value, resp3, out)
+    elif value is None:
+        if resp3:
+            out.line(b'_', b"", 0)
+        else:
+            out.line(b'$', b"-1", 2)
+    elif isinstance(value, bool):
+        if resp3:
+            out.line(b'#', b"t" if value else b"f", 1)
+        else:
+            out.line(b':', b"1" if value else b"0", 1)
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError("an integer must fit in 64 bits; use BigNumber")
+        out.number(b':', <long long>value)
+    elif isinstance(value, float):
+        text = repr(value).encode()
+        if resp3:
+            out.line(b',', PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+        else:
+            out.bulk(b'$', PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+    elif isinstance(value, (list, Attributed)):
+        if depth == MAX_DEPTH:
+            raise ValueError(f"a value may nest at most {MAX_DEPTH} levels")
+        encode_aggregate(value, resp3, depth, out)
+    else:
+        raise TypeError(f"not a RESP value: {type(value).__name__}")
+    return 0
+
+
+cdef int encode_text(object value, bint resp3, Output out) except -1:
+    cdef const char* text = PyBytes_AS_STRING(value)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(value)
+    kind = type(value)
+    if kind is bytes:
+        out.bulk(b'$', text, size)
+    elif kind is SimpleString or kind is SimpleError:
+        if memchr(text, b'\r', size) != NULL or memchr(text, b'\n', size) != NULL:
+            raise ValueError(f"a simple string or error cannot hold CR or LF: {value!r}")
+        out.line(b'+' if kind is SimpleString else b'-', text, size)
+    elif kind is BulkError:
+        if resp3:
+            out.bulk(b'!', text, size)
+        else:
+            plain = value.replace(b"\r", b" ").replace(b"\n", b" ")
+            out.line(b'-', PyBytes_AS_STRING(plain), size)
+    elif kind is BigNumber:
+        if not is_big_number(text, size):
+            raise ValueError(f"a big number must be decimal digits: {value!r}")
+        if resp3:
+            out.line(b'(', text, size)
+        else:
+            out.bulk(b'$', text, size)
+    elif kind is VerbatimString:
+        if size < 4 or text[3] != b':':
+            raise ValueError(f"a verbatim string must begin with three letters and ':': {value!r}")
+        if resp3:
+            out.bulk(b'=', text, size)
+        else:
+            out.bulk(b'$', text + 4, size - 4)
+    else:
+        raise TypeError(f"not a RESP value: {kind.__name__}")
+    return 0
+
+
+cdef int encode_aggregate(object value, bint resp3, int depth, Output out) except -1:
+    if isinstance(value, Attributed):
+        if resp3:
+            attributes = value.attributes
+            out.number(b'|', pair_count(attributes))
+            for item in attributes:
+                encode(item, resp3, depth + 1, out)
+        return encode(value.value, resp3, depth + 1, out)
+    kind = type(value)
+    cdef Py_ssize_t count = pair_count(value) if kind is Map else len(value)
+    if kind is Push and depth:
+        raise ValueError("a push can only be sent at the top level")
+    if kind is list or not resp3:
+        out.number(b'*', len(value))
+    elif kind is Map:
+        out.number(b'%', count)
+    elif kind is Set:
+        out.number(b'~', count)
+    elif kind is Push:
+        out.number(b'>', count)
+    else:
+        raise TypeError(f"not a RESP value: {kind.__name__}")
+    for item in value:
+        encode(item, resp3, depth + 1, out)
+    return 0
+
+
+cdef Py_ssize_t pair_count(object items) except -1:
+    if len(items) % 2:
+        raise ValueError("a map needs a value for every key")
+    return len(items) // 2
