@@ -217,7 +217,7 @@ class HumanFormatter(logging.Formatter):
             _visible(_cut(redact_text(record.getMessage()))),
         ]
         parts += [
-            f"{self._paint('2', key + '=')}{_visible(_cut(str(value)))}"
+            f"{self._paint('2', key + '=')}{_visible(_cut(redact_text(str(value))))}"
             for key, value in _extra(record).items()
         ]
         error = _error(record)

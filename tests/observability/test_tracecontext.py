@@ -1,0 +1,152 @@
+"""W3C Trace Context: what is accepted, what is ignored, and who is sampled."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexus.observability import tracing
+from nexus.observability.tracing import Sampler, parse_traceparent, parse_tracestate
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+SPAN = "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize(
+    ("value", "sampled"),
+    [
+        (f"00-{TRACE}-{SPAN}-01", True),
+        (f"00-{TRACE}-{SPAN}-00", False),
+        (f"00-{TRACE}-{SPAN}-02", False),
+        (f"00-{TRACE}-{SPAN}-ff", True),
+        (f"01-{TRACE}-{SPAN}-01", True),
+        (f"cc-{TRACE}-{SPAN}-01-what-the-future-brings", True),
+        (f"01-{TRACE}-{SPAN}-01-", True),
+    ],
+)
+def test_accepted(value, sampled):
+    assert parse_traceparent(value.encode()) == (TRACE, SPAN, sampled)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "00",
+        f"00-{TRACE}-{SPAN}",
+        f"00-{TRACE}-{SPAN}-1",
+        f"00-{TRACE}-{SPAN}-01-",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"00-{TRACE}-{SPAN}-01.",
+        f"01-{TRACE}-{SPAN}-01.more",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"0-{TRACE}-{SPAN}-01",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"0A-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-0G",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE[1:]}-{SPAN}-01",
+        f"00-{TRACE}0-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}0-01",
+        f" 00-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01\n",
+        f"00_{TRACE}_{SPAN}_01",
+        f"00-{TRACE[:-1]}_-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01,00-{TRACE}-{SPAN}-01",
+    ],
+)
+def test_ignored(value):
+    assert parse_traceparent(value.encode()) is None
+
+
+@given(st.booleans())
+def test_what_is_sent_can_be_read(sampled):
+    trace_id, span_id = tracing.new_trace_id(), tracing.new_span_id()
+    sent = tracing.format_traceparent(trace_id, span_id, sampled)
+    assert parse_traceparent(sent) == (trace_id, span_id, sampled)
+
+
+@given(st.binary(max_size=80))
+def test_no_bytes_break_the_parsers(value):
+    assert parse_traceparent(value) is None or len(value) >= 55
+    parse_tracestate([value])
+
+
+def test_workers_do_not_draw_the_same_ids(forked):
+    read, write = os.pipe()
+    for _ in range(3):
+        assert forked(lambda: os.write(write, tracing.new_trace_id().encode())) == 0
+    ids = os.read(read, 1000) + tracing.new_trace_id().encode()
+    os.close(read)
+    os.close(write)
+    assert len({ids[n : n + 32] for n in range(0, 128, 32)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], b""),
+        ([b"rojo=00f067aa0ba902b7,congo=t61"], b"rojo=00f067aa0ba902b7,congo=t61"),
+        ([b"a=1", b"b=2 , c=3"], b"a=1,b=2,c=3"),
+        ([b"a=1,,b=2,"], b"a=1,b=2"),
+        ([b"\ta=1 \t, b=2"], b"a=1,b=2"),
+        ([b"tenant@system=x"], b"tenant@system=x"),
+        ([b"0a*/-_=x y~"], b"0a*/-_=x y~"),
+        ([b",".join(b"k%d=v" % n for n in range(32))], b",".join(b"k%d=v" % n for n in range(32))),
+        ([b",".join(b"k%d=v" % n for n in range(33))], b""),
+        ([b"a=1,a=2"], b""),
+        ([b"a=1", b"a=2"], b""),
+        ([b"A=1"], b""),
+        ([b"a"], b""),
+        ([b"a="], b""),
+        ([b"=1"], b""),
+        ([b"a=1=2"], b""),
+        ([b"a b=1"], b""),
+        ([b"a=\xff"], b""),
+        ([b"a=x\ty"], b""),
+        ([b"@a=1"], b""),
+        ([b"a@=1"], b""),
+        ([b"a@b@c=1"], b""),
+        ([b"k" * 256 + b"=" + b"v" * 256], b"k" * 256 + b"=" + b"v" * 256),
+        ([b"k" * 257 + b"=1"], b""),
+        ([b"a=" + b"v" * 257], b""),
+        ([b"t" * 241 + b"@" + b"s" * 14 + b"=1"], b"t" * 241 + b"@" + b"s" * 14 + b"=1"),
+        ([b"t" * 242 + b"@v=1"], b""),
+        ([b"t@" + b"s" * 15 + b"=1"], b""),
+    ],
+)
+def test_tracestate(values, expected):
+    assert parse_tracestate(values) == expected
+
+
+@pytest.mark.parametrize("parent", [True, False])
+def test_a_callers_decision_is_followed(parent):
+    assert Sampler(0.0 if parent else 1.0).decide(TRACE, parent) is parent
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(0, 0), (1, 1), (0.1, 0.1), (0.5, 0.5)])
+def test_roots_are_drawn_by_ratio(ratio, share):
+    sampler = Sampler(ratio)
+    ids = [f"{n * 0x9E3779B97F4A7C15 % 2**64:032x}" for n in range(1, 2001)]
+    drawn = sum(sampler.decide(trace_id, None) for trace_id in ids) / len(ids)
+    assert drawn == pytest.approx(share, abs=0.01)
+
+
+def test_the_draw_is_opentelemetrys():
+    from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
+
+    theirs = TraceIdRatioBased(0.3)
+    for _ in range(300):
+        trace_id = tracing.new_trace_id()
+        decision = theirs.should_sample(None, int(trace_id, 16), "x").decision
+        assert Sampler(0.3).decide(trace_id, None) == (decision is Decision.RECORD_AND_SAMPLE)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
+def test_a_ratio_is_a_share(ratio):
+    with pytest.raises(ValueError, match="expected 0 to 1"):
+        Sampler(ratio)
