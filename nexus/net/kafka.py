@@ -139,8 +139,9 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[str], client_i
     admin = AIOKafkaAdminClient(**client_options(settings, client_id))
     try:
         await admin.start()
-        # Replication -1 is the broker's own default (KIP-464).
-        wanted = [NewTopic(topic, PARTITIONS, -1) for topic in topics]
+        # Replication -1 is the broker's own default (KIP-464); aiokafka lets it pass only beside a
+        # replica assignment, which may be empty.
+        wanted = [NewTopic(topic, PARTITIONS, -1, {}) for topic in topics]
         reply = await asyncio.wait_for(admin.create_topics(wanted), _CREATE_SECONDS)
         for name, code, *_ in reply.topic_errors:
             error = for_code(code)

@@ -128,6 +128,7 @@ class EventProducer:
         self._queued: Final = metrics.gauge("nexus_events_queued")
         self._up: Final = metrics.gauge("nexus_events_connected")
         self._events = 0
+        self._delivered = 0
         self._bytes = 0
         self._accepting = settings.enabled
         self._task: asyncio.Task[None] | None = None
@@ -222,7 +223,7 @@ class EventProducer:
         backoff = Backoff()
         while True:
             client = await connect_forever(self._make_client, "the event producer", bootstrap)
-            delivered = self._progress()
+            delivered = self._delivered
             try:
                 await ensure_topics(self._settings, list(self._topics), self._client_id)
                 log.info("Kafka connected", extra={"bootstrap": bootstrap})
@@ -244,12 +245,9 @@ class EventProducer:
                 for lane in self._topics.values():
                     lane.take_back()
                 await stop_quietly(client, 2.0)
-            if self._progress() != delivered:
+            if self._delivered != delivered:
                 backoff.reset()
             await asyncio.sleep(backoff.next())
-
-    def _progress(self) -> int:
-        return sum(lane.turn for lane in self._topics.values())
 
     def _make_client(self) -> AIOKafkaProducer:
         compression = self._settings.compression
@@ -284,16 +282,20 @@ class EventProducer:
     def _assign(self, lane: _Topic, partitions: list[int]) -> list[int]:
         """Move pending events to partitions; those that have no sender yet are returned.
 
-        A key keeps its partition (murmur2, as every Kafka client does it); events without one go
-        together to one partition, another one each time: full batches, and yet a spread.
+        A key keeps its partition (murmur2, as every Kafka client does it). Events without one go to
+        one partition until a batch is full, then to the next: full batches, and yet a spread.
         """
-        lane.turn += 1
-        sticky = partitions[lane.turn % len(partitions)]
         idle = []
+        room = 0
         for item in lane.pending:
-            partition = sticky
             if item.key is not None:
                 partition = partitions[(murmur2(item.key) & 0x7FFFFFFF) % len(partitions)]
+            else:
+                if room <= 0:
+                    lane.turn += 1
+                    room = BATCH_BYTES
+                room -= len(item.value)
+                partition = partitions[lane.turn % len(partitions)]
             queue = lane.queues.get(partition)
             if queue is None:
                 queue = lane.queues[partition] = deque()
@@ -326,6 +328,7 @@ class EventProducer:
             lane.failures = 0
             del lane.flying[partition]
             self._sent.labels(lane.name).inc(len(items))
+            self._delivered += len(items)
             self._release(items)
         del lane.queues[partition]
 

@@ -1,0 +1,225 @@
+"""The producer: never in the way, everything counted, everything delivered that can be."""
+
+import asyncio
+import time
+import uuid
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import (
+    KafkaConnectionError,
+    MessageSizeTooLargeError,
+    OutOfOrderSequenceNumber,
+    UnknownError,
+)
+from support.servers import free_port
+
+from nexus.net import producer as module
+from nexus.net.producer import RECORD_OVERHEAD, EventProducer
+from nexus.net.settings import KafkaSettings
+
+
+def make(metrics, bootstrap="127.0.0.1:1", **settings):
+    return EventProducer(
+        KafkaSettings(bootstrap_servers=bootstrap, linger_ms=5, **settings),
+        metrics,
+        "/nexus/test",
+        0,
+    )
+
+
+def value_of(metrics, name, **labels):
+    return metrics.counter(name, **labels).value
+
+
+async def read_all(bootstrap, topic, count, seconds=20.0):
+    consumer = AIOKafkaConsumer(
+        topic, bootstrap_servers=bootstrap, auto_offset_reset="earliest", enable_auto_commit=False
+    )
+    await consumer.start()
+    found = []
+    try:
+        deadline = time.monotonic() + seconds
+        while len(found) < count and time.monotonic() < deadline:
+            for records in (await consumer.getmany(timeout_ms=200)).values():
+                found += records
+    finally:
+        await consumer.stop()
+    return found
+
+
+async def deliver(metrics, bootstrap, **settings):
+    topic = f"t-{uuid.uuid4().hex[:8]}"
+    producer = make(metrics, bootstrap, **settings)
+    await producer.start()
+    for i in range(3000):  # before and while it connects
+        key = b"key-%d" % (i % 7) if i % 2 else None
+        producer.emit(topic, b"%0100d" % i, key, [("h", b"%0100d" % i)])
+        if i % 500 == 0:
+            await asyncio.sleep(0.01)
+    await producer.stop(30)
+    assert producer.held_bytes == 0
+    assert value_of(metrics, "nexus_events_sent_total", topic=topic) == 3000
+    records = await read_all(bootstrap, topic, 3000)
+    assert sorted(int(r.value) for r in records) == list(range(3000))
+    assert all(r.headers == (("h", r.value),) for r in records)
+    by_key = {}
+    for r in records:
+        if r.key is not None:
+            by_key.setdefault(r.key, []).append(r)
+    for mine in by_key.values():
+        assert len({r.partition for r in mine}) == 1
+        values = [int(r.value) for r in sorted(mine, key=lambda r: r.offset)]
+        assert values == sorted(values)
+    assert len({r.partition for r in records if r.key is None}) > 1
+
+
+@pytest.mark.parametrize("compression", ["lz4", "none"])
+async def test_everything_arrives_once_and_keys_keep_their_order(mock_kafka, metrics, compression):
+    await deliver(metrics, mock_kafka, compression=compression)
+
+
+@pytest.mark.kafka
+async def test_everything_arrives_on_a_real_broker(kafka_broker, metrics):
+    await deliver(metrics, kafka_broker.bootstrap)
+
+
+async def test_without_a_broker_emitting_is_immediate_bounded_and_counted(metrics):
+    producer = make(metrics, f"127.0.0.1:{free_port()}", buffer_bytes=65_536)
+    began = time.monotonic()
+    await producer.start()
+    assert time.monotonic() - began < 0.5  # it does not wait for Kafka
+    room = 65_536 // (100 + RECORD_OVERHEAD)
+    for _ in range(room + 50):
+        producer.emit("t", b"x" * 100, None, ())
+    assert producer.held_bytes <= 65_536
+    assert not producer.connected
+    assert value_of(metrics, "nexus_events_dropped_total", topic="t", reason="buffer_full") == 50
+    began = time.monotonic()
+    await producer.stop(0.2)
+    assert time.monotonic() - began < 5
+    assert value_of(metrics, "nexus_events_dropped_total", topic="t", reason="shutdown") == room
+    assert value_of(metrics, "nexus_events_sent_total", topic="t") == 0
+    producer.emit("t", b"late", None, ())
+    assert value_of(metrics, "nexus_events_dropped_total", topic="t", reason="stopping") == 1
+    assert producer.held_bytes == 0
+
+
+async def test_switched_off_it_does_nothing_at_all(metrics):
+    producer = make(metrics, enabled=False)
+    await producer.start()
+    producer.emit("t", b"x", None, ())
+    assert producer.held_bytes == 0
+    await producer.stop(1)
+    assert value_of(metrics, "nexus_events_dropped_total", topic="t", reason="stopping") == 0
+
+
+class Batch:
+    def __init__(self):
+        self.values = []
+
+    def append(self, *, key, value, timestamp, headers):
+        if len(self.values) == 3:
+            return None
+        self.values.append(value)
+        return object()
+
+    def close(self):
+        pass
+
+
+class FakeClient:
+    """Plays an aiokafka producer; ``script`` answers batch after batch, then all is well."""
+
+    def __init__(self, script, sent, partitions=(0,)):
+        self.script, self.sent, self.partitions = script, sent, set(partitions)
+
+    async def start(self):
+        pass
+
+    async def stop(self):
+        pass
+
+    async def partitions_for(self, _topic):
+        return self.partitions
+
+    def create_batch(self):
+        return Batch()
+
+    async def send_batch(self, batch, _topic, *, partition):
+        future = asyncio.get_running_loop().create_future()
+        answer = self.script.pop(0) if self.script else None
+        if answer == "hang":
+            return future
+        if answer is None:
+            self.sent.append((partition, list(batch.values)))
+            future.set_result(object())
+        else:
+            future.set_exception(answer)
+        return future
+
+
+@pytest.fixture
+def scripted(metrics, monkeypatch):
+    async def nothing(*_):
+        pass
+
+    monkeypatch.setattr(module, "ensure_topics", nothing)
+    sent = []
+
+    def build(script, **settings):
+        producer = make(metrics, **settings)
+        producer._make_client = lambda: FakeClient(script, sent)
+        return producer, sent
+
+    return build
+
+
+async def run(producer, count):
+    for i in range(count):
+        producer.emit("t", b"%d" % i, None, ())
+    await producer.start()
+    await producer.stop(15)
+
+
+async def test_a_lost_connection_sends_again_in_order(scripted, metrics):
+    producer, sent = scripted([None, KafkaConnectionError(), OutOfOrderSequenceNumber(), None])
+    await run(producer, 10)
+    assert [v for _, values in sent for v in values] == [b"%d" % i for i in range(10)]
+    assert value_of(metrics, "nexus_events_sent_total", topic="t") == 10
+    assert producer.held_bytes == 0
+
+
+async def test_what_the_broker_refuses_is_dropped_and_the_rest_arrives(scripted, metrics):
+    producer, sent = scripted([None, MessageSizeTooLargeError()])
+    await run(producer, 9)
+    assert [v for _, values in sent for v in values] == [b"%d" % i for i in (0, 1, 2, 6, 7, 8)]
+    assert value_of(metrics, "nexus_events_dropped_total", topic="t", reason="refused") == 3
+    assert producer.held_bytes == 0
+
+
+async def test_a_batch_that_always_fails_does_not_block_its_topic_for_ever(
+    scripted, metrics, monkeypatch
+):
+    monkeypatch.setattr(module.Backoff, "next", lambda self: 0.0)
+    producer, sent = scripted([UnknownError()] * 6)
+    await run(producer, 4)
+    assert [v for _, values in sent for v in values] == [b"3"]
+    assert value_of(metrics, "nexus_events_dropped_total", topic="t", reason="refused") == 3
+
+
+async def test_silence_is_an_outage_then_a_new_connection(scripted, metrics, monkeypatch):
+    monkeypatch.setattr(module, "_STALL_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_GIVE_UP_SECONDS", 0.3)
+    producer, sent = scripted(["hang"])
+    await producer.start()
+    producer.emit("t", b"x", None, ())
+    seen = set()
+    deadline = time.monotonic() + 10
+    while not sent and time.monotonic() < deadline:
+        seen.add(producer.connected)
+        await asyncio.sleep(0.01)
+    assert sent == [(0, [b"x"])]
+    assert False in seen
+    await producer.stop(5)
+    assert value_of(metrics, "nexus_events_sent_total", topic="t") == 1
