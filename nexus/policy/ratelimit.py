@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from math import ceil
 from typing import Final, NamedTuple
 
@@ -51,7 +52,7 @@ class RateLimit:
         self.burst: Final = capacity
         self.refill_per_second: Final = refill_per_second
         #: Nanoseconds per token, rounded up: never more than the configured rate.
-        self.interval_ns: Final = ceil(_SECOND_NS / refill_per_second)
+        self.interval_ns: Final = ceil(_SECOND_NS / Fraction(refill_per_second))
         if self.interval_ns * capacity > _MAX_TIME_NS:
             raise ValueError(
                 f"a bucket of {capacity} tokens at {refill_per_second}/s takes "
