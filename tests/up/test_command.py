@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,9 @@ rate_limit: {capacity: 7}
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET_OF_THIS_TEST", "s" * 32)
+    monkeypatch.chdir(tmp_path)
+    # The gateway's settings name it by default, and a file that is named must be there.
+    Path("services.json").write_text('{"services": [{"url": "http://127.0.0.1:3001"}]}')
 
     def write(text, name="settings.yaml"):
         file = tmp_path / name

@@ -31,13 +31,12 @@ def test_once_comes_up_prints_and_ends_as_often_as_one_likes(start):
         assert ends == ["gateway", "consumer", "cacheproxy", "upstream", "upstream", "kafka"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_stops_everything(start, number):
+def test_ctrl_c_stops_everything(start):
     up = start(standins=True)
     up.wait_for("Ctrl-C stops everything")
     pids = up.children()
     assert len(pids) == len(PARTS)
-    up.process.send_signal(number)
+    up.process.send_signal(signal.SIGINT)
     assert up.ends() == 0, up.output
     assert alive(pids) == []
 
@@ -86,15 +85,13 @@ def test_being_killed_outright_leaves_nothing_either(start):
     assert alive(pids) == []
 
 
-@pytest.mark.parametrize("victim", ["redis-server", "upstream"])
-def test_a_child_that_dies_is_named_and_all_is_stopped(start, victim):
+def test_a_child_that_dies_is_named_and_all_is_stopped(start):
     up = start(standins=True)
     up.wait_for("Ctrl-C stops everything")
     pids = up.children()
-    os.kill(up.child(victim), signal.SIGKILL)
+    os.kill(up.child("upstream"), signal.SIGKILL)
     assert up.ends() == 1, up.output
-    name = {"redis-server": "redis", "upstream": "upstream-a"}[victim]
-    assert f"nexus up: {name} was killed by SIGKILL" in up.output
+    assert "nexus up: upstream-a was killed by SIGKILL" in up.output
     assert alive(pids) == []
 
 
