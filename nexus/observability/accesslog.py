@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import lru_cache
 from typing import Final
 
 import msgspec
 
-from nexus import clock
 from nexus.errors import ConfigError
 from nexus.observability.linewriter import LineWriter
 from nexus.observability.record import RequestRecord
 from nexus.observability.redaction import redact_text, redact_url
 from nexus.observability.registry import LocalMetrics
+from nexus.observability.stamp import Stamps
 
 __all__ = ["AccessLine", "AccessLog"]
 
@@ -85,6 +86,7 @@ class AccessLog:
         self._service: Final = service
         self._worker: Final = worker
         self._pid: Final = os.getpid()
+        self._stamps: Final = Stamps()
         self._encode: Final = msgspec.json.Encoder().encode
 
     def consume(self, records: list[RequestRecord]) -> None:
@@ -105,7 +107,7 @@ class AccessLog:
         method = _text(record.method, 32)
         target = redact_url(_text(record.target, MAX_TARGET_CHARS))
         line = AccessLine(
-            timestamp=clock.iso_utc(record.started_ns // 1_000_000),
+            timestamp=self._stamps.iso(record.started_ns),
             level="error" if record.status >= 500 else "info",
             logger="nexus.access",
             message=f"{method} {record.route or target} {record.status}",
@@ -130,11 +132,21 @@ class AccessLog:
             retry_skipped=record.retry_skipped,
             bytes_in=record.bytes_in,
             bytes_out=record.bytes_out,
-            user_agent=redact_text(_text(record.user_agent, MAX_AGENT_CHARS)),
-            inbound_request_id=redact_text(_text(record.inbound_request_id, 256)),
-            correlation_id=redact_text(_text(record.correlation_id, 256)),
+            user_agent=_agent(record.user_agent),
+            inbound_request_id=_foreign_id(record.inbound_request_id),
+            correlation_id=_foreign_id(record.correlation_id),
         )
         return self._encode(line) + b"\n"
+
+
+@lru_cache(maxsize=1024)
+def _agent(wire: bytes) -> str:
+    """A User-Agent as it is shown; remembered, for most requests come from few programs."""
+    return redact_text(_text(wire, MAX_AGENT_CHARS))
+
+
+def _foreign_id(wire: bytes) -> str:
+    return redact_text(_text(wire, 256)) if wire else ""
 
 
 def _text(wire: bytes, limit: int) -> str:

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import msgspec
 
-from nexus import clock
 from nexus.observability.record import RequestRecord
 from nexus.observability.redaction import redact_url
+from nexus.observability.stamp import Stamps
 
 __all__ = ["Telemetry", "TelemetryMemory"]
 
@@ -70,15 +70,17 @@ class Telemetry:
         self._memory: Final = memory if memory is not None else TelemetryMemory(entries)
         self._worker: Final = worker
         self._next = 0
+        self._stamps: Final = Stamps()
         self._encode: Final = msgspec.json.Encoder().encode
 
     def consume(self, records: list[RequestRecord]) -> None:
         entries = self._memory.entries
         # Of a batch larger than the ring only the end can survive.
         for record in records[-entries:] if entries else ():
-            payload = self._encode(_entry(record))
+            entry = _entry(record, self._stamps.iso(record.started_ns))
+            payload = self._encode(entry)
             if len(payload) > CELL_BYTES - _HEAD.size:
-                payload = self._encode({**_entry(record), "url": "", "method": "", "clientId": ""})
+                payload = self._encode({**entry, "url": "", "method": "", "clientId": ""})
             self._memory.write(self._worker, self._next, record.started_ns, payload)
             self._next = (self._next + 1) % entries
 
@@ -87,9 +89,9 @@ class Telemetry:
         return [msgspec.json.decode(payload) for payload in self._memory.newest()]
 
 
-def _entry(record: RequestRecord) -> dict[str, Any]:
+def _entry(record: RequestRecord, timestamp: str) -> dict[str, Any]:
     return {
-        "timestamp": clock.iso_utc(record.started_ns // 1_000_000),
+        "timestamp": timestamp,
         "method": record.method[:32].decode("latin-1"),
         "url": redact_url(record.target[:_MAX_TARGET].decode("latin-1")),
         "statusCode": record.status,

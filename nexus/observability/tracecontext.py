@@ -29,8 +29,11 @@ os.register_at_fork(after_in_child=_random.seed)
 _TRACEPARENT: Final = re.compile(
     rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL
 )
-_NO_TRACE: Final = b"0" * 32
-_NO_SPAN: Final = b"0" * 16
+_HEX_DIGITS: Final = b"0123456789abcdef"
+_ODD_DIGITS: Final = b"13579bdf"
+_DASH: Final = ord("-")
+_NO_TRACE: Final = "0" * 32
+_NO_SPAN: Final = "0" * 16
 
 # §3.3.1.3: key (simple or tenant@system) "=" value of printable ASCII without "," and "=", up to
 # 256 characters, not ending in a space.
@@ -57,15 +60,34 @@ def parse_traceparent(value: bytes) -> tuple[str, str, bool] | None:
     ``value`` is one field value without surrounding whitespace; a request with two ``traceparent``
     fields has none that is valid.
     """
+    # What nearly every caller sends, told in a few C calls: version 00 with its dashes in place and
+    # nothing but hex digits between them.
+    if (
+        len(value) == 55
+        and value.startswith(b"00-")
+        and value[35] == value[52] == _DASH
+        and value.translate(None, _HEX_DIGITS) == b"---"
+    ):
+        text = value.decode()
+        trace_id, span_id = text[3:35], text[36:52]
+        if trace_id == _NO_TRACE or span_id == _NO_SPAN:
+            return None
+        return trace_id, span_id, value[54] in _ODD_DIGITS
+    return _parse_unusual(value)
+
+
+def _parse_unusual(value: bytes) -> tuple[str, str, bool] | None:
+    """Versions to come, and everything that is malformed."""
     match = _TRACEPARENT.fullmatch(value)
     if match is None:
         return None
-    version, trace_id, span_id, flags, more = match.groups()
+    version, trace, span, flags, more = match.groups()
     if version == b"ff" or (version == b"00" and more is not None):
         return None
+    trace_id, span_id = trace.decode(), span.decode()
     if trace_id == _NO_TRACE or span_id == _NO_SPAN:
         return None
-    return trace_id.decode(), span_id.decode(), bool(int(flags, 16) & 1)
+    return trace_id, span_id, bool(int(flags, 16) & 1)
 
 
 def format_traceparent(trace_id: str, span_id: str, sampled: bool) -> bytes:

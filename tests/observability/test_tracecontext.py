@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus.observability import tracing
+from nexus.observability import tracecontext, tracing
 from nexus.observability.tracing import Sampler, parse_traceparent, parse_tracestate
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -74,6 +74,19 @@ def test_what_is_sent_can_be_read(sampled):
 def test_no_bytes_break_the_parsers(value):
     assert parse_traceparent(value) is None or len(value) >= 55
     parse_tracestate([value])
+
+
+NEARLY = st.builds(
+    lambda parts, at, byte: parts[:at] + bytes([byte]) + parts[at + 1 :],
+    st.just(f"00-{TRACE}-{SPAN}-01".encode()),
+    st.integers(0, 54),
+    st.one_of(st.sampled_from(b"0123456789abcdef-gAF _\n"), st.integers(0, 255)),
+)
+
+
+@given(NEARLY)
+def test_the_short_way_and_the_long_way_agree(value):
+    assert parse_traceparent(value) == tracecontext._parse_unusual(value)
 
 
 def test_workers_do_not_draw_the_same_ids(forked):
