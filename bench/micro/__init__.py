@@ -1,0 +1,1 @@
+"""pytest-benchmark over the table in ``bench.kernels``."""
