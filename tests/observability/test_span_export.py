@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -17,6 +19,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from nexus.errors import ConfigError
+from nexus.observability.record import RequestRecord
+from nexus.observability.spans import SpanEncoder
 from nexus.observability.tracing import SpanSink
 
 
@@ -376,3 +380,50 @@ async def test_a_record_that_cannot_be_encoded_costs_its_slice(
     sink.consume([make_record(trace_id="not hex")] + [make_record() for _ in range(63)])
     await sink.stop(5)
     assert counts(metrics) == {"made": 128, "exported": 64, "encoding": 64}
+
+
+@given(
+    st.text(max_size=40),
+    st.integers(0, 20_000),
+    st.binary(max_size=300),
+    st.integers(1, 2**63),
+    st.integers(0, 2**21),
+)
+def test_what_is_written_is_what_opentelemetry_reads(route, length, wire, started_ns, attempts):
+    record = RequestRecord()
+    record.proxied = True
+    record.method = b"PUT"
+    record.route = route
+    record.target = b"/" + b"x" * length + wire
+    record.request_id = "r" * length
+    record.user_agent = wire
+    record.started_ns = started_ns
+    record.attempts = attempts
+    record.status = 599
+    record.upstream = "https://[::1]:8443/base/"
+    encoder = SpanEncoder({"service.name": "x", "process.pid": 7}, semconv="http/dup")
+    decoded = ExportTraceServiceRequest.FromString(encoder.encode([record, record]))
+    (resource_spans,) = decoded.resource_spans
+    assert attributes(resource_spans.resource) == {"service.name": "x", "process.pid": 7}
+    (scope_spans,) = resource_spans.scope_spans
+    assert scope_spans.scope.name == "nexus.gateway"
+    server, client, _, _ = scope_spans.spans
+    # Nothing was written under a field number that the schema does not have, or twice.
+    decoded.DiscardUnknownFields()
+    assert decoded.ByteSize() == len(encoder.encode([record, record]))
+    assert server.name == (f"PUT {route}" if route else "PUT")
+    found = attributes(server)
+    assert found.get("http.route", "") == route
+    assert found.get("nexus.request_id", "") == "r" * length
+    assert found.get("nexus.attempts", 1) == max(attempts, 1)
+    assert server.start_time_unix_nano == started_ns
+    assert server.status.code == Status.STATUS_CODE_ERROR
+    assert client.parent_span_id == server.span_id
+    assert attributes(client)["peer.service"] == "::1:8443"
+    assert attributes(client)["http.url"].startswith("https://[::1]:8443/base/")
+
+
+@pytest.mark.parametrize("bad", [{"trace_id": "ab"}, {"span_id": "ab"}, {"parent_span_id": "ab"}])
+def test_identifiers_of_another_length_are_refused(make_record, bad):
+    with pytest.raises(ValueError, match="expected a trace id of 16 bytes"):
+        SpanEncoder({}).encode([make_record(**bad)])
