@@ -320,7 +320,7 @@ class System:
             run=self._state / "run",
         )
         for line in summary(facts):
-            self.console.say(line)
+            self.console.say(line, bold=line.startswith("Nexus "))
 
 
 @contextlib.contextmanager
