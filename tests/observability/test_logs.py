@@ -187,6 +187,30 @@ def test_the_child_of_a_fork_logs_for_itself(log_pipe, forked):
     assert sorted(messages) == ["child", "parent"]
 
 
+def test_a_fork_leaves_the_parents_lines_to_the_parent(forked):
+    read, write = os.pipe()
+    writer = LineWriter(fd=write)
+    writer.write([b"%06d\n" % n for n in range(30_000)])  # 210 kB: the pipe is full, the rest waits
+
+    def child():
+        assert writer.flush(0)
+        os.close(read)
+        other_read, other_write = os.pipe()
+        os.dup2(other_write, write)
+        writer.write([b"child\n"])
+        assert writer.flush(5)
+        assert os.read(other_read, 100) == b"child\n"
+
+    assert forked(child) == 0
+    data = b""
+    while data.count(b"\n") < 30_000:
+        data += os.read(read, 65_536)
+    assert data.splitlines() == [b"%06d" % n for n in range(30_000)]
+    writer.close()
+    os.close(read)
+    os.close(write)
+
+
 def test_the_last_lines_are_written_at_exit():
     program = (
         "import logging; from nexus.observability import logs\n"
@@ -254,8 +278,11 @@ def test_lines_of_several_processes_stay_whole():
             os._exit(0)
         pids.append(pid)
     os.close(write)
+    time.sleep(
+        0.2
+    )  # both block on a full pipe, so that what is read lets in now one, now the other
     data = b""
-    while chunk := os.read(read, 65_536):
+    while chunk := os.read(read, 4096):
         data += chunk
     for pid in pids:
         os.waitpid(pid, 0)

@@ -190,6 +190,7 @@ def test_overflow_is_not_remembered_by_value():
     family = registry.open(0).counters("nexus_retries_total")
     handles = {id(family.labels(f"u{n}")) for n in range(1000)}
     assert len(handles) == 3
+    assert len(family._handles) == 2
     assert family.labels("u1") is family.labels("u1")
 
 
