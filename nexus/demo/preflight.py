@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import random
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,6 +30,13 @@ _USERS: Final = {
 }
 
 
+#: Drawn ports lie between this and the kernel's own range: above those that services are known by.
+_LOWEST_DRAWN: Final = 20_000
+
+#: Draws before the kernel is asked instead; most ports there are free.
+_DRAWS: Final = 50
+
+
 def claim_ports(settings: UpSettings) -> dict[str, int]:
     """Port setting → port number: each is free at this moment, and no two are the same.
 
@@ -45,8 +53,8 @@ def claim_ports(settings: UpSettings) -> dict[str, int]:
             host = settings.gateway_host if name == "gateway_port" else "127.0.0.1"
             port: int = getattr(settings, name)
             try:
-                sock = sockets.enter_context(_bound(host, port))
-                ports[name] = sock.getsockname()[1]
+                taken = _bound(host, port) if port else _bound_anywhere(host)
+                ports[name] = sockets.enter_context(taken).getsockname()[1]
             except OSError as error:
                 refusals.append(_refusal(name, user, host, port, error))
     if refusals:
@@ -72,18 +80,43 @@ def holder_of(port: int) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
+def _bound(host: str, port: int) -> socket.socket:
     family, _, _, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
         # As the services do; without it, connections in TIME_WAIT would refuse a second run.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         # Two sockets with SO_REUSEADDR may share an address until one of them listens.
         sock.listen(1)
-        yield sock
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _bound_anywhere(host: str) -> socket.socket:
+    """A free port that stays free until the child takes it.
+
+    The kernel's own choice (port 0) comes out of the range from which it also serves outgoing
+    connections and everybody else who asks for any port, and is given away again at once; so a
+    port below that range is drawn.
+    """
+    candidates = range(_LOWEST_DRAWN, _first_ephemeral())
+    for port in random.sample(candidates, min(_DRAWS, len(candidates))):
+        with contextlib.suppress(OSError):
+            return _bound(host, port)
+    return _bound(host, 0)
+
+
+def _first_ephemeral() -> int:
+    """Where the kernel's range of automatic ports begins (32 768 unless changed)."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 32_768
 
 
 def _refusal(name: str, user: str, host: str, port: int, error: OSError) -> str:
