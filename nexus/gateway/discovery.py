@@ -206,9 +206,12 @@ def normalise_url(url: str) -> str:
 def _host(host: str, *, bracketed: bool, expected: str) -> str:
     if bracketed:
         try:
-            return f"[{ipaddress.IPv6Address(host).compressed}]"
+            address = ipaddress.IPv6Address(host)
         except ValueError:
             raise ValueError(f"{expected}: not an IPv6 address") from None
+        if address.scope_id:
+            raise ValueError(f"{expected}: an IPv6 address with a zone")
+        return f"[{address.compressed}]"
     labels = host.removesuffix(".").split(".")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise ValueError(f"{expected}: not a host name")
