@@ -58,7 +58,9 @@ def variants(case: Case) -> dict[str, Work]:
 
 _BULK = b"$64\r\n" + b"x" * 64 + b"\r\n"
 _ARGUMENTS = (b"SET", b"key:000000001234", b"x" * 64)
-_COMMAND = hiredis.pack_command(_ARGUMENTS)
+#: Its annotations allow one argument only.
+_pack_command: Callable[[tuple[bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+_COMMAND = _pack_command(_ARGUMENTS)
 _COMMANDS = _COMMAND * 100
 _BULKS = _BULK * 100
 _ARRAY = b"*100\r\n" + _BULK * 100
@@ -271,7 +273,7 @@ CASES: tuple[Case, ...] = (
         "resp.encode_command",
         1,
         lambda module: lambda: module.encode_command(_ARGUMENTS),
-        {"hiredis": lambda: lambda: hiredis.pack_command(_ARGUMENTS)},
+        {"hiredis": lambda: lambda: _pack_command(_ARGUMENTS)},
     ),
     Case("resp.encode_reply", 100, lambda module: lambda: module.encode_reply(_ITEMS)),
     Case("respscan.commands", 100, _scan_commands),

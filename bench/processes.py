@@ -1,0 +1,123 @@
+"""Processes under measurement: started, read from /proc, ended by pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+__all__ = ["Process", "ProcessError", "free_ports"]
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+#: Seconds between SIGTERM and SIGKILL.
+_PATIENCE = 10.0
+
+
+class ProcessError(Exception):
+    """A process did not start or ended by itself; the message holds the end of its log."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [item.getsockname()[1] for item in sockets]
+    finally:
+        for item in sockets:
+            item.close()
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat behind the command's name; the first is the state."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+class Process:
+    """One service with all its child processes. ``with Process(…) as p:`` ends it at the end."""
+
+    def __init__(self, name: str, command: Sequence[str], directory: Path) -> None:
+        self.name = name
+        self._log = directory / f"{name}.log"
+        with self._log.open("wb") as log:
+            self._main = subprocess.Popen(
+                command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait_for(self, answers: Callable[[], bool], seconds: float = 30.0) -> None:
+        """Return when the service answers; raise :class:`ProcessError` when it does not."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._main.poll() is not None:
+                raise ProcessError(f"{self.name} ended by itself: {self._last_words()}")
+            try:
+                if answers():
+                    return
+            except OSError:
+                pass
+            time.sleep(0.05)
+        raise ProcessError(f"{self.name} does not answer after {seconds:g} s: {self._last_words()}")
+
+    def pids(self) -> list[int]:
+        """The process and all its descendants."""
+        children: dict[int, list[int]] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and (stat := _stat(int(entry.name))) is not None:
+                children.setdefault(int(stat[1]), []).append(int(entry.name))
+        found = [self._main.pid]
+        for pid in found:
+            found.extend(children.get(pid, []))
+        return found
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all processes, to the kernel's tick (10 ms)."""
+        stats = [stat for pid in self.pids() if (stat := _stat(pid)) is not None]
+        return sum(int(stat[11]) + int(stat[12]) for stat in stats) / _TICKS
+
+    def memory_mib(self) -> float:
+        """Proportional set size: what all processes hold, shared pages counted once."""
+        return sum(_pss_kib(pid) for pid in self.pids()) / 1024
+
+    def stop(self) -> None:
+        """SIGTERM, patience, SIGKILL; children that outlive their parent are killed, too."""
+        pids = self.pids()
+        if self._main.poll() is None:
+            self._main.send_signal(signal.SIGTERM)
+            try:
+                self._main.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                self._main.kill()
+                self._main.wait()
+        for pid in pids[1:]:
+            stat = _stat(pid)
+            # Only what is still ours: an orphan is adopted by init, a reused pid has a parent.
+            if stat is not None and stat[0] != "Z" and stat[1] in ("1", str(os.getpid())):
+                os.kill(pid, signal.SIGKILL)
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return " | ".join(lines[-5:]) or "(nothing logged)"
+
+
+def _pss_kib(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
