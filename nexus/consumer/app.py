@@ -24,7 +24,9 @@ from nexus.consumer.pipeline import Pipeline
 from nexus.consumer.settings import ConsumerSettings
 from nexus.errors import ConfigError
 from nexus.net.admin import AdminServer, start_admin
+from nexus.net.kafka import end_tasks
 from nexus.net.service import ServiceSpec, WorkerContext
+from nexus.observability import logs
 from nexus.wire.events import TOPICS
 
 __all__ = ["SPEC", "ConsumerApp"]
@@ -56,6 +58,7 @@ class ConsumerApp:
             lambda: Lanes(settings.flow.lanes, self._pipeline.run, context.fail),
             context.metrics,
             client_id,
+            _log_written,
         )
         self._admin: AdminServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -87,9 +90,7 @@ class ConsumerApp:
         await self._release()
 
     async def _release(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         await self._dead_letters.close()
         if self._admin is not None:
             await self._admin.stop()
@@ -121,6 +122,11 @@ class ConsumerApp:
         return web.json_response(
             {"group": settings.group, "worker": self._context.index, **self._loop.status()}
         )
+
+
+async def _log_written() -> None:
+    """A log line is an effect, and lines are written by a thread: a commit waits for them."""
+    await asyncio.to_thread(logs.flush)
 
 
 def _validate(settings: ConsumerSettings) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -80,7 +80,10 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         make_lanes: Callable[[], Lanes],
         metrics: LocalMetrics,
         client_id: str,
+        settle: Callable[[], Awaitable[None]],
     ) -> None:
+        """``settle`` makes the effects so far lasting; it is awaited before every commit."""
+        self._settle: Final = settle
         self._settings: Final = settings
         self._topics: Final = tuple(topics)
         self._make_lanes: Final = make_lanes
@@ -93,6 +96,7 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._partitions: dict[TopicPartition, PartitionProgress] = {}
         self._consumer: Any = None
         self._stopping = False
+        self._drained: Final = asyncio.Event()
         self._gauges_due = 0.0
         #: Set once the group has given us our share, even if that is nothing.
         self.joined: Final = asyncio.Event()
@@ -127,11 +131,12 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         consumer = self._consumer
         if consumer is not None:
             with contextlib.suppress(*CONNECTION_ERRORS):
-                left = max(0.1, deadline - clock.monotonic())
-                await asyncio.wait_for(self._commit(consumer, self._partitions), left)
+                async with asyncio.timeout(max(0.1, deadline - clock.monotonic())):
+                    await self._commit(consumer, self._partitions)
         open_events = self.in_flight
         if open_events:
             log.warning("events were still open and will be read again: %d", open_events)
+        self._drained.set()
 
     @property
     def in_flight(self) -> int:
@@ -187,7 +192,7 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
                     self._gauges_due = now + _GAUGE_SECONDS
                     self._set_gauges()
             # Drain finishes and commits; the session is held open for it.
-            await asyncio.Event().wait()
+            await self._drained.wait()
         finally:
             self._consumer = None
             await lanes.stop()
@@ -268,10 +273,8 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
     ) -> None:
         """Commit; a failure is logged and the next commit covers it."""
         try:
-            await asyncio.wait_for(
-                self._commit(consumer, self._partitions if partitions is None else partitions),
-                _COMMIT_SECONDS,
-            )
+            async with asyncio.timeout(_COMMIT_SECONDS):
+                await self._commit(consumer, partitions or self._partitions)
         except _OUTDATED as error:
             self._commits.labels("outdated").inc()
             log.info("commit came too late for this generation: %s", summary(error))
@@ -289,6 +292,8 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
                 offsets[tp] = offset
         if not offsets:
             return
+        # The offsets were taken first: what finishes meanwhile waits for the next commit.
+        await self._settle()
         await consumer.commit(offsets)
         self._commits.labels("done").inc()
         for tp, offset in offsets.items():

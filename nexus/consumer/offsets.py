@@ -25,7 +25,7 @@ class PartitionProgress:
         self._open: deque[int] = deque()
         self._done: set[int] = set()
         self._next: int | None = None
-        #: The offset last committed by us, if any.
+        #: Where the group stands, as far as we know.
         self.committed: int | None = None
         #: Set when the partition is taken away: what is still queued belongs to another member.
         self.revoked = False
@@ -45,7 +45,8 @@ class PartitionProgress:
     def received(self, offset: int) -> None:
         """An event was fetched; offsets come in rising order."""
         if self._next is None:
-            self._next = offset
+            # The group stands here already: it is where fetching began.
+            self._next = self.committed = offset
         self._open.append(offset)
 
     def finished(self, offset: int) -> None:
@@ -64,9 +65,6 @@ class PartitionProgress:
     @property
     def committable(self) -> int | None:
         """The offset to commit now, or ``None`` when there is nothing new."""
-        if self._next is None or self._next == self.committed:
-            return None
-        # Nothing finished yet since the assignment: the group already stands here.
-        if self.committed is None and self._open and self._open[0] == self._next:
+        if self._next == self.committed:
             return None
         return self._next

@@ -20,6 +20,7 @@ __all__ = [
     "Backoff",
     "client_options",
     "connect_forever",
+    "end_tasks",
     "ensure_topics",
     "quiet_client_logs",
     "stop_quietly",
@@ -123,11 +124,25 @@ async def connect_forever(make: Callable[[], Any], what: str, bootstrap: str) ->
             return client
 
 
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel and await ``tasks``, whatever they end with.
+
+    Cancelled more than once if need be: library code between us and the loop may swallow the first
+    (``asyncio.wait_for`` of Python 3.11 does, when what it waits for is done in the same turn).
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=6.0)
+
+
 async def stop_quietly(client: Any, seconds: float = 5.0) -> None:
     """Release a client whatever state it is in; its own errors say nothing new."""
     closer = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
     with contextlib.suppress(*CONNECTION_ERRORS):
-        await asyncio.wait_for(closer(), seconds)
+        async with asyncio.timeout(seconds):
+            await closer()
 
 
 async def ensure_topics(settings: KafkaSettings, topics: Iterable[str], client_id: str) -> None:
@@ -142,7 +157,8 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[str], client_i
         # Replication -1 is the broker's own default (KIP-464); aiokafka lets it pass only beside a
         # replica assignment, which may be empty.
         wanted = [NewTopic(topic, PARTITIONS, -1, {}) for topic in topics]
-        reply = await asyncio.wait_for(admin.create_topics(wanted), _CREATE_SECONDS)
+        async with asyncio.timeout(_CREATE_SECONDS):
+            reply = await admin.create_topics(wanted)
         for name, code, *_ in reply.topic_errors:
             error = for_code(code)
             if code == 0:

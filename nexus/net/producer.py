@@ -32,6 +32,7 @@ from nexus.net.kafka import (
     Backoff,
     client_options,
     connect_forever,
+    end_tasks,
     ensure_topics,
     quiet_client_logs,
     stop_quietly,
@@ -184,10 +185,9 @@ class EventProducer:
         if task is not None:
             if self._bytes:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._empty.wait(), deadline_seconds)
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+                    async with asyncio.timeout(deadline_seconds):
+                        await self._empty.wait()
+            await end_tasks([task])
         for lane in self._topics.values():
             lane.take_back()
             if lane.pending:
