@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -76,6 +77,7 @@ def in_child(work: Callable[[], None]) -> int:
     """Run ``work`` in a forked process; its exit code (0: it returned)."""
     pid = os.fork()
     if pid == 0:
+        signal.alarm(30)  # a child that hangs must fail its test, not outlive it
         code = 1
         try:
             work()
