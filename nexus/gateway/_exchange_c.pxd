@@ -10,7 +10,7 @@ cdef class Exchange(ResponseSink):
     cdef public str peer
     cdef public str ip
     cdef public bint trusted
-    cdef public long long limit_key
+    cdef public unsigned long long limit_key
     cdef readonly UpstreamConnection connection
     cdef readonly object server
     cdef int _state

@@ -83,7 +83,8 @@ class Pool:
             if connection.alive(self._wheel.now):
                 return connection
             connection.discard()
-        if len(self._waiting) >= self._queue_size + self._max:
+        # Those for whom a connection can still be made do not count as queued.
+        if len(self._waiting) >= self._queue_size + self._max - len(self._open):
             sink.on_connect_failed("pool_full")
             return None
         self._waiting.append(sink)

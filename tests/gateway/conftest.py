@@ -1,0 +1,77 @@
+"""Gateways and upstreams that tests share; a test that changes one starts its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway_process import GatewayProcess
+from gateway_upstream import Upstream
+
+from nexus._speedups import COMPILED_MODULES, _built
+
+BACKENDS = ["py", "c"]
+
+
+def _check(backend: str) -> None:
+    missing = [name for name in COMPILED_MODULES if not _built(name)]
+    if backend == "c" and missing:
+
+
+        if os.environ.get("NEXUS_REQUIRE_EXTENSIONS", "") not in ("", "0"):
+            pytest.fail(f"not built: {missing}", pytrace=False)
+        pytest.skip(f"not built: {missing}")
+
+
+@pytest.fixture(scope="session")
+def upstream_a() -> Iterator[Upstream]:
+    upstream = Upstream("a").start()
+    yield upstream
+    upstream.stop()
+
+
+@pytest.fixture(scope="session")
+def upstream_b() -> Iterator[Upstream]:
+    upstream = Upstream("b").start()
+    yield upstream
+    upstream.stop()
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def gateway(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    upstream_a: Upstream,
+    upstream_b: Upstream,
+) -> Iterator[GatewayProcess]:
+    """No limits, no authentication, no breaker: the data plane alone, in front of a and b."""
+    _check(request.param)
+    directory = tmp_path_factory.mktemp(f"gateway-{request.param}")
+    process = GatewayProcess(directory, request.param, [upstream_a.url, upstream_b.url]).start()
+    yield process
+    assert process.stop() == 0, process.output()
+    assert "Traceback" not in process.output(), process.output()
+
+
+@pytest.fixture(params=BACKENDS)
+def start_gateway(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Callable[..., GatewayProcess]]:
+    """Starts gateways of the test's own."""
+    _check(request.param)
+    started: list[GatewayProcess] = []
+
+    def start(upstreams: list[str], environ: dict[str, str] | None = None, **overrides: Any) -> GatewayProcess:
+        directory = tmp_path / str(len(started))
+        directory.mkdir()
+        process = GatewayProcess(directory, request.param, upstreams, overrides, environ or {})
+        started.append(process.start())
+        return process
+
+    yield start
+    for process in started:
+        process.stop()
+        assert "Traceback" not in process.output(), process.output()
