@@ -339,7 +339,7 @@ def arguments(data: bytearray, start: int, end: int) -> list[bytes]:
 
 
 class ReplyScanner:
-    """Boundaries in an upstream's reply stream; keeps no byte, so replies may be passed on in parts.
+    """Boundaries in an upstream's reply stream; keeps no byte: replies may be passed on in parts.
 
     ``scan(data, start, end, want)`` reads on from ``start`` and returns where it stopped: behind
     the ``want``-th reply, in front of a push, behind a push, or at ``end``. ``done`` is how many

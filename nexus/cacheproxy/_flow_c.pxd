@@ -47,6 +47,7 @@ cdef class Plane:
 
 
 cdef class Receiver:
+    cdef public bint split
     cpdef object deliver(self, bytearray data, Py_ssize_t start, Py_ssize_t end, Py_ssize_t done)
     cpdef object pushed(self, bytearray data, Py_ssize_t start, Py_ssize_t end)
     cpdef object lost(self, Py_ssize_t count, bint partial, bytes error)
@@ -139,6 +140,7 @@ cdef class Client(Receiver):
     cpdef object expecting(self, Py_ssize_t count)
     @cython.locals(stop=Py_ssize_t)
     cdef Py_ssize_t _stream(self, bytearray data, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef object _forget_last(self)
     cdef object _pause_reading(self)
     cpdef object answer(self, bytes data)
     cpdef object write(self, bytes data)

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import cython
+import cython  # type: ignore[import-untyped]
 
 if not cython.compiled:
     from nexus._speedups._respscan_py import (
@@ -96,7 +96,14 @@ class Plane:
 
 
 class Receiver:
-    """Somebody in a link's FIFO."""
+    """Somebody in a link's FIFO.
+
+    ``split``: its next replies must not be handed over in one piece with those before, because an
+    answer of the proxy's own stands between them.
+    """
+
+    def __init__(self) -> None:
+        self.split = False
 
     def deliver(self, data: bytearray, start: int, end: int, done: int) -> None:
         """``data[start:end]`` is the receiver's: ``done`` replies end in it, one may go on."""
@@ -131,20 +138,20 @@ class Link:
     def __init__(self, plane: Plane, owner: Any) -> None:
         self.plane = plane
         self.owner = owner
-        self.transport = None
+        self.transport: Any = None
         self.state = CONNECTING
         self.out = bytearray()
         self.fifo: deque[Any] = deque()
-        self.head = None
+        self.head: Receiver | None = None
         self.head_count = 0
         self.head_partial = False
-        self.tail = None
+        self.tail: Receiver | None = None
         self.tail_count = 0
         self.scanner = ReplyScanner()
         self.flush_due = False
         self.congested = False
         self.waiters: list[Receiver] = []
-        self.pin = None
+        self.pin: Any = None
         self.splice = False
         self.reading_paused = False
         #: Sampled latency: the commands sent when the sample began, and when that was.
@@ -152,7 +159,7 @@ class Link:
         self.received = 0
         self.sample_at = 0
         self.sample_began = 0.0
-        self.info = None
+        self.info: Any = None
 
     # -- towards Redis
 
@@ -167,9 +174,10 @@ class Link:
     def expect(self, receiver: Receiver, count: int) -> None:
         """The next ``count`` replies are ``receiver``'s."""
         self.sent += count
-        if self.tail is receiver:
+        if self.tail is receiver and not receiver.split:
             self.tail_count += count
             return
+        receiver.split = False
         if self.tail is not None:
             self.fifo.append(self.tail)
             self.fifo.append(self.tail_count)
@@ -194,7 +202,7 @@ class Link:
         self.plane.upstream_bytes_out += len(self.out)
         data = self.out
         self.out = bytearray()
-        self.transport.write(data)  # type: ignore[attr-defined]
+        self.transport.write(data)
 
     def attach(self, transport: Any) -> None:
         """Take over a connected transport; what was queued meanwhile is sent."""
@@ -311,7 +319,7 @@ class Link:
                 position = self._unasked(data, position, size)
                 continue
             stop = self.scanner.scan(data, position, size, self.head_count)
-            receiver = self.head
+            receiver: Any = self.head
             if self.scanner.push:
                 if self.pin is not None:
                     self._push(receiver, data, position, stop)
@@ -371,17 +379,18 @@ class Client(Receiver):
     """
 
     def __init__(self, plane: Plane) -> None:
+        super().__init__()
         self.plane = plane
-        self.transport = None
-        self.link = None
+        self.transport: Any = None
+        self.link: Any = None
         self.pinned = False
         self.spliced_through = False
         self.discarding = False
         self.mask = plane.shared_mask
         self.scanner = CommandScanner(plane.table, plane.bulk_limit, plane.big_command)
-        self.pending = None
+        self.pending: bytearray | None = None
         self.outstanding = 0
-        self.slots = None
+        self.slots: deque[Any] | None = None
         self.blocked = 0
         self.closed = False
         self.eof = False
@@ -433,7 +442,7 @@ class Client(Receiver):
                 del data[:position]
         if self.blocked == 0 and self.reading_paused and not self.closed:
             self.reading_paused = False
-            self.transport.resume_reading()  # type: ignore[attr-defined]
+            self.transport.resume_reading()
         if self.eof and not self.closed:
             self.finish()
 
@@ -459,7 +468,7 @@ class Client(Receiver):
                 return end
             if scanner.streaming:
                 start = self._stream(data, start, end)
-                if scanner.streaming:
+                if self.scanner.streaming:
                     break
                 continue
             verdict = scanner.scan(data, start, end, self.mask)
@@ -498,6 +507,8 @@ class Client(Receiver):
     def _stream(self, data: bytearray, start: int, end: int) -> int:
         stop = self.scanner.stream(data, start, end)
         if stop < 0:
+            if not self.discarding:
+                self._forget_last()
             self.protocol_error()
             return end
         if not self.discarding:
@@ -507,10 +518,19 @@ class Client(Receiver):
             self.discarded()
         return stop
 
+    def _forget_last(self) -> None:
+        """The command expected last will never be complete, so it will never be answered."""
+        if self.slots:
+            self.slots[-1] -= 1
+            if self.slots[-1] == 0:
+                self.slots.pop()
+        else:
+            self.outstanding -= 1
+
     def _pause_reading(self) -> None:
         if not self.reading_paused and not self.closed:
             self.reading_paused = True
-            self.transport.pause_reading()  # type: ignore[attr-defined]
+            self.transport.pause_reading()
 
     # -- to the client
 
@@ -522,13 +542,14 @@ class Client(Receiver):
             if self.slots is None:
                 self.slots = deque()
             self.slots.append(data)
+            self.split = True
 
     def write(self, data: bytes) -> None:
         if self.closed:
             return
         self.plane.client_bytes_out += len(data)
-        self.transport.write(data)  # type: ignore[attr-defined]
-        if self.congested and self.transport.get_write_buffer_size() > self.plane.output_limit:  # type: ignore[attr-defined]
+        self.transport.write(data)
+        if self.congested and self.transport.get_write_buffer_size() > self.plane.output_limit:
             self.plane.output_limit_kills += 1
             self.abort()
 
@@ -546,7 +567,10 @@ class Client(Receiver):
                     self.mask = 0  # every command is looked at, so that the next one moves
             self.reply_bytes = 0
         self.outstanding -= done
-        if self.outstanding == 0:
+        if self.outstanding <= 0:
+            if self.outstanding < 0:  # cannot be; a client cut off beats a reply crossed
+                self.abort()
+                return
             self.settle()
 
     def settle(self) -> None:
@@ -585,14 +609,14 @@ class Client(Receiver):
             if self.blocked == 0 and not self.closed:
                 self.resume()
 
-    def link_ready(self, link: Link) -> None:
+    def link_ready(self, _link: Link) -> None:
         self.unblock(LINK_FULL)
 
     def abort(self) -> None:
         """Drop the client at once."""
         if not self.closed:
             self.closed = True
-            self.transport.abort()  # type: ignore[attr-defined]
+            self.transport.abort()
 
     # -- asyncio protocol
 
@@ -617,7 +641,7 @@ class Client(Receiver):
             self.finish()
         return True
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, _error: Exception | None) -> None:
         self.closed = True
         self.pending = None
         self.slots = None

@@ -504,10 +504,10 @@ def markdown() -> str:
         keys = f"{command.first_key}, {command.last_key}, {command.key_step}"
         lines.append(
             f"| {command.name.upper().replace('|', ' ')} | {command.kind.name.lower()} "
-            f"| {command.arity} | {keys if command.first_key else '–'} "
+            f"| {command.arity} | {keys if command.first_key else '-'} "
             f"| {' '.join(sorted(command.flags))} |"
         )
-    lines += ["| NEXUS | local | -2 | – | the proxy's own: `NEXUS HELP` |", ""]
+    lines += ["| NEXUS | local | -2 | - | the proxy's own: `NEXUS HELP` |", ""]
     return "\n".join(lines)
 
 

@@ -45,10 +45,7 @@ class DialError(UpstreamError):
 
 def command(*args: bytes) -> bytes:
     """One request as RESP."""
-    parts = [b"*%d\r\n" % len(args)]
-    for arg in args:
-        parts.append(b"$%d\r\n%b\r\n" % (len(arg), arg))
-    return b"".join(parts)
+    return b"*%d\r\n" % len(args) + b"".join(b"$%d\r\n%b\r\n" % (len(a), a) for a in args)
 
 
 async def dial(target: Target, who: Identity, protocol: int, db: int) -> asyncio.Transport:

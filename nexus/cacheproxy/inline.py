@@ -43,10 +43,8 @@ def _argument(line: bytes, position: int, out: bytearray) -> int:
         if byte in _BLANKS:
             return position
         if byte in (_QUOTE, _APOSTROPHE):
-            quoted = _double(line, position + 1, out) if byte == _QUOTE else _single(
-                line, position + 1, out
-            )
-            return quoted
+            read = _double if byte == _QUOTE else _single
+            return read(line, position + 1, out)
         out.append(byte)
         position += 1
     return position
@@ -66,7 +64,8 @@ def _double(line: bytes, position: int, out: bytearray) -> int:
             return _closed(line, position + 1)
         if byte == _BACKSLASH and position + 1 < len(line):
             digits = line[position + 2 : position + 4]
-            if line[position + 1] == ord("x") and len(digits) == 2 and all(d in _HEX for d in digits):
+            hexadecimal = len(digits) == 2 and all(digit in _HEX for digit in digits)
+            if line[position + 1] == ord("x") and hexadecimal:
                 out.append(int(digits, 16))
                 position += 4
                 continue

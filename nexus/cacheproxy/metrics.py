@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nexus._speedups.counters import Counter
     from nexus.cacheproxy.local import LocalCommands
     from nexus.cacheproxy.pools import Pools
     from nexus.observability.registry import LocalMetrics
@@ -22,7 +25,7 @@ class Publisher:
         closed = metrics.counters("nexus_cache_clients_closed_total")
         lost = metrics.counters("nexus_cache_upstream_lost_total")
         passed = metrics.counters("nexus_cache_bytes_total")
-        self._counters: Final = (
+        self._counters: Final[tuple[tuple[Callable[[], int], Counter], ...]] = (
             (lambda: pools.plane.shared_commands, commands.labels("all", "forwarded")),
             (lambda: pools.plane.pinned_commands, commands.labels("all", "pinned")),
             (lambda: pools.plane.local_commands, commands.labels("all", "local")),

@@ -312,9 +312,10 @@ class Pools:
 class Replayed(Receiver):
     """Swallows the reply to a replayed command; one that fails ends the client, on the spot."""
 
-    __slots__ = ("_failed", "_first", "_session")
+    __slots__ = ("_first", "_session")
 
     def __init__(self, session: Session) -> None:
+        super().__init__()
         self._session = session
         self._first = True
 

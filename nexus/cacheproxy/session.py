@@ -72,6 +72,7 @@ class Watch(Receiver):
     __slots__ = ("action", "args", "lead", "session")
 
     def __init__(self, session: Session, action: Action, args: list[bytes]) -> None:
+        super().__init__()
         self.session = session
         self.action = action
         self.args = args
@@ -332,7 +333,8 @@ class Session(Client):
         ahead = CommandScanner(self.plane.table, self.plane.bulk_limit, self.plane.big_command)
         if ahead.scan(data, stop, end, SHARED) != COMMAND:
             return 0
-        if arguments(data, ahead.run_end, ahead.command_end)[0].lower() not in (b"exec", b"discard"):
+        last = arguments(data, ahead.run_end, ahead.command_end)
+        if last[0].lower() not in (b"exec", b"discard"):
             return 0
         if ahead.command_end - start > self.plane.big_command:
             return 0
