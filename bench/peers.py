@@ -257,8 +257,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
     parser.add_argument("--only", default="", help="these peers, comma-separated")
-    parser.add_argument("--results", type=Path, default=_RESULTS, help="directory")
+    parser.add_argument("--results", type=Path, help="directory; bench/results, quick: build/bench")
     options = parser.parse_args(arguments)
+    if options.results is None:
+        options.results = _ROOT / "build" / "bench" if options.quick else _RESULTS
     if options.quick:
         options.rounds, options.seconds = 1, 1.0
     return options

@@ -32,6 +32,7 @@ COMPILED_MODULES: Final[tuple[str, ...]] = (
     "nexus._speedups._counters_c",
     "nexus._speedups._http1_c",
     "nexus._speedups._resp_c",
+    "nexus._speedups._respencode_c",
     "nexus._speedups._respscan_c",
     "nexus._speedups._wrr_c",
     "nexus.cacheproxy._flow_c",

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from nexus._speedups import BACKEND
 
 if TYPE_CHECKING or BACKEND == "pure":
-    from nexus._speedups._resp_py import ReplyDecoder, RequestDecoder, encode_command, encode_reply
+    from nexus._speedups._resp_py import ReplyDecoder, RequestDecoder
+    from nexus._speedups._respencode_py import encode_command, encode_reply
 else:
-    from nexus._speedups._resp_c import ReplyDecoder, RequestDecoder, encode_command, encode_reply
+    from nexus._speedups._resp_c import ReplyDecoder, RequestDecoder
+    from nexus._speedups._respencode_c import encode_command, encode_reply
 
 __all__ = ["ReplyDecoder", "RequestDecoder", "encode_command", "encode_reply"]

@@ -55,7 +55,7 @@ def run_random(seconds: float) -> None:
     from test_resp_requests import GOOD as GOOD_REQUESTS
 
     seed = time.time_ns()
-    print(f"seed {seed}; backends: {', '.join(b.__name__ for b in available())}")
+    print(f"seed {seed}; backends: {', '.join(b.name for b in available())}")
     rng = random.Random(seed)
     tables = (GOOD, BAD, GOOD_REQUESTS, BAD_REQUESTS)
     seeds = [row[0][:300] for table in tables for row in table]

@@ -7,7 +7,6 @@ import importlib.util
 import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,21 +14,38 @@ import pytest
 from nexus._speedups.resp_values import INCOMPLETE, Attributed
 from nexus.errors import RespError
 
-_C = "nexus._speedups._resp_c"
+
+class Backend:
+    """Decoder and encoder modules of one backend, under the names of the facade."""
+
+    def __init__(self, suffix: str) -> None:
+        decode = importlib.import_module(f"nexus._speedups._resp_{suffix}")
+        encode = importlib.import_module(f"nexus._speedups._respencode_{suffix}")
+        self.name = suffix
+        self.RequestDecoder = decode.RequestDecoder
+        self.ReplyDecoder = decode.ReplyDecoder
+        self.encode_command = encode.encode_command
+        self.encode_reply = encode.encode_reply
 
 
 def _compiled() -> Any:
-    if importlib.util.find_spec(_C) is not None:
-        return pytest.param(importlib.import_module(_C), id="c")
+    absent = [
+        name
+        for name in ("nexus._speedups._resp_c", "nexus._speedups._respencode_c")
+        if importlib.util.find_spec(name) is None
+    ]
+    if not absent:
+        return pytest.param(Backend("c"), id="c")
     if os.environ.get("NEXUS_REQUIRE_EXTENSIONS", "") not in ("", "0"):
-        raise RuntimeError(f"NEXUS_REQUIRE_EXTENSIONS is set, but {_C} is not built")
-    return pytest.param(None, id="c", marks=pytest.mark.skip(reason=f"{_C} is not built"))
+        raise RuntimeError(f"NEXUS_REQUIRE_EXTENSIONS is set, but not built: {', '.join(absent)}")
+    reason = f"not built: {', '.join(absent)}"
+    return pytest.param(None, id="c", marks=pytest.mark.skip(reason=reason))
 
 
-BACKENDS = [pytest.param(importlib.import_module("nexus._speedups._resp_py"), id="py"), _compiled()]
+BACKENDS = [pytest.param(Backend("py"), id="py"), _compiled()]
 
 
-def available() -> list[ModuleType]:
+def available() -> list[Backend]:
     return [param.values[0] for param in BACKENDS if param.values[0] is not None]
 
 

@@ -347,3 +347,35 @@ def test_random_malformed_requests_small_fuzz() -> None:
 
 def test_limit_matches_redis() -> None:
     assert MAX_INLINE_BYTES == 65_536
+
+
+@backends
+def test_big_arguments_in_pieces_of_every_kind(backend: Any) -> None:
+    """Buffers that grow, move and are given back, with borrowed and copied pieces mixed."""
+    rng = random.Random(7)
+    commands = [[b"SET", b"k", rng.randbytes(size)] for size in (3_000_000, 5, 70_000, 0, 4096, 1)]
+    stream = b"".join(map(backend.encode_command, commands * 2))
+    decoder = backend.RequestDecoder()
+    got, start = [], 0
+    while start < len(stream):
+        piece = stream[start : start + rng.choice((1, 17, 4096, 65_536, 300_000))]
+        decoder.feed(rng.choice((bytes, bytearray, memoryview))(piece))
+        start += len(piece)
+        while (command := decoder.read()) is not None:
+            got.append(command)
+    assert got == commands * 2
+    assert (decoder.consumed, decoder.pending) == (len(stream), 0)
+
+
+def test_the_public_module_runs_the_chosen_backend() -> None:
+    from nexus._speedups import BACKEND
+    from nexus.wire import resp
+
+    suffix = "_c" if BACKEND == "compiled" else "_py"
+    for exported in (resp.RequestDecoder, resp.ReplyDecoder):
+        assert exported.__module__ == f"nexus._speedups._resp{suffix}"
+    decoder = resp.ReplyDecoder()
+    decoder.feed(resp.encode_reply(resp.Map([b"a", 1])) + resp.encode_command(["x"]))
+    assert decoder.read() == [b"a", 1]
+    assert decoder.read() == [b"x"]
+    assert decoder.read() is resp.INCOMPLETE
