@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -427,6 +428,44 @@ def test_exactly_one_process_reports_the_opening() -> None:
         return sum(breaker.record_failure(NOW) for _ in range(50))
 
     assert sum(run_workers(workers, work)) == 1
+
+
+@pytest.mark.parametrize("transition", ["trial", "trip", "close", "reopen", "release"])
+def test_every_transition_waits_for_the_holder_of_the_lock_until_it_dies(transition: str) -> None:
+    shared = table()
+    breaker = shared.breaker("http://a", 0, CONFIG)
+    later = NOW + 10 * SECOND
+    for _ in range(2 if transition == "trip" else 3):
+        breaker.record_failure(NOW)
+    permit = breaker.allow(NOW if transition == "trip" else later) if transition != "trial" else 0
+    act: dict[str, Callable[[], object]] = {
+        "trial": lambda: breaker.allow(later),
+        "trip": lambda: breaker.record_failure(NOW, permit),
+        "close": lambda: breaker.record_success(later, permit),
+        "reopen": lambda: breaker.record_failure(later, permit),
+        "release": lambda: breaker.release(later, permit),
+    }
+    ready, told = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        shared._lock.acquire(0)
+        os.write(told, b"x")
+        while True:
+            time.sleep(60)
+    os.read(ready, 1)
+    reader, writer = os.pipe()
+    actor = os.fork()
+    if actor == 0:
+        act[transition]()
+        os.write(writer, b"x")
+        os._exit(0)
+    try:
+        assert select.select([reader], [], [], 0.15)[0] == []
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        assert os.read(reader, 1) == b"x"
+        os.waitpid(actor, 0)
 
 
 def test_a_killed_process_leaves_the_breaker_usable() -> None:
