@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from support.servers import free_port
 
 from nexus.consumer.app import SPEC, ConsumerApp
+from nexus.consumer.handlers import Handlers
 from nexus.consumer.settings import ConsumerSettings, FlowSettings, SpikeSettings
 from nexus.errors import ConfigError
 from nexus.net.service import WorkerContext
@@ -208,6 +209,22 @@ async def test_poison_is_set_aside_on_a_real_broker(kafka_broker, app_of, regist
     await dead_letters_are_set_aside(kafka_broker.bootstrap, app_of, registry)
 
 
+async def test_a_worker_whose_events_stand_still_is_replaced(mock_kafka, app_of, monkeypatch):
+    async def hang(_self, _event):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Handlers, "handle", hang)
+    flow = FlowSettings(stall_seconds=0.3)  # far below what a configuration may say
+    app = await app_of(mock_kafka, flow=flow)
+    reasons = []
+    app._context.fail = reasons.append
+    await send(mock_kafka, "gateway.rate_limit.hit", [hit("stall", 1)])
+    await until(lambda: reasons)
+    assert "no event was attempted" in reasons[0]
+    app._context.settings = ConsumerSettings()
+    await app.drain(0.1)
+
+
 class Service:
     """``python -m nexus.consumer`` as a process."""
 
@@ -244,7 +261,7 @@ async def test_the_service_loses_nothing_when_it_is_killed(kafka_broker, tmp_pat
     """SIGKILL between effect and commit repeats events, and never skips one."""
     marker, group, log = uuid.uuid4().hex[:8], f"g-{uuid.uuid4().hex[:8]}", tmp_path / "log"
     bootstrap = kafka_broker.bootstrap
-    total = 6000
+    total = 3000
     service = Service(bootstrap, group, log)
     try:
         sending = asyncio.create_task(

@@ -1,0 +1,167 @@
+"""The group member's duties, played against a client that remembers what it was told."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError, KafkaConnectionError
+
+from nexus.consumer import loop as module
+from nexus.consumer.loop import ConsumerLoop
+from nexus.consumer.settings import ConsumerSettings, FlowSettings
+
+TP = TopicPartition("gateway.rate_limit.hit", 0)
+OTHER = TopicPartition("gateway.rate_limit.hit", 1)
+
+
+class FakeConsumer:
+    def __init__(self):
+        self.calls = []
+        self.commits = []
+        self.failures = []
+        self.batches = []
+
+    def pause(self, tp):
+        self.calls.append(("pause", tp))
+
+    def resume(self, tp):
+        self.calls.append(("resume", tp))
+
+    def highwater(self, _tp):
+        return 100
+
+    async def getmany(self, **_):
+        return self.batches.pop(0) if self.batches else {}
+
+    async def commit(self, offsets):
+        if self.failures:
+            raise self.failures.pop(0)
+        self.commits.append(dict(offsets))
+
+
+class FakeLanes:
+    def __init__(self):
+        self.records = []
+
+    def put(self, record, progress):
+        self.records.append((record, progress))
+
+
+@pytest.fixture
+def settled():
+    return []
+
+
+@pytest.fixture
+def member(metrics, settled):
+    async def settle():
+        settled.append(len(member._consumer.commits))
+
+    member = ConsumerLoop(
+        ConsumerSettings(flow=FlowSettings(partition_events=16)),
+        ("gateway.rate_limit.hit",),
+        FakeLanes,
+        metrics,
+        "test",
+        settle,
+    )
+    member._consumer = FakeConsumer()
+    return member
+
+
+def records(tp, start, stop):
+    return {
+        tp: [
+            SimpleNamespace(topic=tp.topic, partition=tp.partition, offset=offset)
+            for offset in range(start, stop)
+        ]
+    }
+
+
+async def fetch(member, batch):
+    lanes = FakeLanes()
+    member._consumer.batches.append(batch)
+    await member._turn(member._consumer, lanes)
+    return lanes.records
+
+
+async def test_commits_cover_finished_events_only_after_their_effects_are_settled(member, settled):
+    await member.on_partitions_assigned([TP])
+    for record, progress in (await fetch(member, records(TP, 40, 50)))[:4]:
+        progress.finished(record.offset)
+    await member._try_commit(member._consumer)
+    await member._try_commit(member._consumer)
+    assert member._consumer.commits == [{TP: 44}]
+    assert settled == [0]  # once, before the commit
+    assert member.in_flight == 6
+    assert member.status()["partitions"][0]["lag"] == 56
+
+
+async def test_a_failed_commit_is_covered_by_the_next(member, metrics):
+    await member.on_partitions_assigned([TP])
+    for record, progress in await fetch(member, records(TP, 0, 3)):
+        progress.finished(record.offset)
+    member._consumer.failures = [KafkaConnectionError(), CommitFailedError("late")]
+    for _ in range(3):
+        await member._try_commit(member._consumer)
+    assert member._consumer.commits == [{TP: 3}]
+    for result in ("failed", "outdated", "done"):
+        assert metrics.counter("nexus_consumer_commits_total", result=result).value == 1
+
+
+async def test_a_full_partition_is_paused_and_resumed_and_others_go_on(member):
+    await member.on_partitions_assigned([TP, OTHER])
+    mine = await fetch(member, records(TP, 0, 16) | records(OTHER, 0, 3))
+    assert member._consumer.calls == [("pause", TP)]
+    for record, progress in mine[1:16]:
+        progress.finished(record.offset)
+    await fetch(member, {})
+    assert member._consumer.calls == [("pause", TP)]  # the first one still holds all of them
+    mine[0][1].finished(0)
+    await fetch(member, {})
+    assert member._consumer.calls == [("pause", TP), ("resume", TP)]
+
+
+async def test_a_revoked_partition_is_finished_committed_and_forgotten(member):
+    await member.on_partitions_assigned([TP, OTHER])
+    mine = await fetch(member, records(TP, 0, 5))
+    revoking = asyncio.create_task(member.on_partitions_revoked([TP]))
+    await asyncio.sleep(0.05)
+    assert not revoking.done()  # it waits for what is open
+    for record, progress in mine:
+        progress.finished(record.offset)
+    await asyncio.wait_for(revoking, 2)
+    assert member._consumer.commits == [{TP: 5}]
+    assert mine[0][1].revoked
+    assert await fetch(member, records(TP, 5, 7)) == []  # not ours any more
+
+
+async def test_a_revocation_does_not_wait_for_ever(member, monkeypatch):
+    monkeypatch.setattr(module, "_REVOKE_SECONDS", 0.05)
+    await member.on_partitions_assigned([TP])
+    mine = await fetch(member, records(TP, 0, 5))
+    mine[0][1].finished(0)
+    await asyncio.wait_for(member.on_partitions_revoked([TP]), 2)
+    assert member._consumer.commits == [{TP: 1}]
+    assert mine[1][1].revoked
+
+
+async def test_draining_finishes_commits_and_fetches_no_more(member):
+    await member.on_partitions_assigned([TP])
+    mine = await fetch(member, records(TP, 0, 5))
+    draining = asyncio.create_task(member.drain(5))
+    await asyncio.sleep(0.05)
+    assert not draining.done()
+    assert await fetch(member, records(TP, 5, 9)) == []
+    for record, progress in mine:
+        progress.finished(record.offset)
+    await asyncio.wait_for(draining, 2)
+    assert member._consumer.commits == [{TP: 5}]
+
+
+async def test_draining_keeps_its_deadline(member):
+    await member.on_partitions_assigned([TP])
+    await fetch(member, records(TP, 0, 5))
+    await asyncio.wait_for(member.drain(0.1), 2)
+    assert member._consumer.commits == []
