@@ -10,13 +10,15 @@ STAMP  := $(VENV)/.installed
 help: ## what there is
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Editable install with everything: kernels are built in place where a C compiler is at hand.
+# Editable install with everything; the kernels are left to `build`, which does not start afresh each
+# time as pip does.
 $(STAMP): pyproject.toml setup.py
 	@scripts/find-python $(PYTHON) >/dev/null
 	@test -x $(BIN)/python || $$(scripts/find-python $(PYTHON)) -m venv $(VENV)
 	@echo "nexus: installing into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,test]'
+	@NEXUS_NO_EXTENSIONS=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -e '.[embedded,test]'
 	@touch $@
 
 .PHONY: install

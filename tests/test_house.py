@@ -35,7 +35,8 @@ LAYERS = {
 SERVICES = {"gateway", "cacheproxy", "consumer", "demo"}
 
 #: What a layer without I/O may not touch: `now` and randomness are arguments there.
-IMPURE = {"asyncio", "socket", "time", "os", "random", "threading", "uvloop", "aiohttp", "logging"}
+#: (``random.Random`` may be named, as the type of such an argument.)
+IMPURE = {"asyncio", "socket", "time", "os", "threading", "uvloop", "aiohttp", "logging"}
 
 
 def modules() -> list[Path]:
@@ -87,6 +88,14 @@ def test_imports_point_downwards(path: Path):
 def test_pure_layers_do_no_io(path: Path):
     touched = {name.split(".")[0] for name in imported(path)} & IMPURE
     assert not touched, f"{path} imports {touched}"
+    drawn = {
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "random"
+    }
+    assert drawn <= {"Random"}, f"{path} draws from the global generator: {drawn}"
 
 
 def test_every_compiled_module_is_registered_and_has_a_twin():

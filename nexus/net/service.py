@@ -90,5 +90,7 @@ class ServiceSpec(Generic[S, T]):
     listens: bool = True
     #: Extra command-line flags: flag → dotted setting (``--redis`` → ``redis.url``).
     flags: dict[str, tuple[str, str]] = field(default_factory=dict)
+    #: Most series of single metrics, where a setting decides it: metric name → series.
+    max_series: Callable[[S], dict[str, int]] = lambda _settings: {}
     #: Checks that need more than one field; raises ``ConfigError``. Also run by ``--check``.
     validate: Callable[[S], None] = lambda _settings: None

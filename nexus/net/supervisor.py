@@ -101,7 +101,8 @@ class Supervisor(Generic[S]):
             setting=f"--admin-port or {variable}_ADMIN_PORT",
         )
         self._admin = admin
-        self._registry = Registry(workers=settings.workers)
+        self._registry = Registry(workers=settings.workers, max_series=spec.max_series(settings))
+        self._restarts = self._registry.open_supervisor().counter("nexus_worker_restarts_total")
         self._shared = spec.make_shared(settings)
         self._slots = [
             _Slot(i, listeners[i] if listeners else None) for i in range(settings.workers)
@@ -227,12 +228,14 @@ class Supervisor(Generic[S]):
                 other.listener.close()
         settings = self._settings
         logs.configure(settings.log.level, settings.log.format, self._spec.name, worker=slot.index)
+        metrics = self._registry.open(slot.index)
+        logs.count_drops(metrics)
         states, index, pid = self._states, slot.index, os.getpid()
         context = WorkerContext(
             index=index,
             settings=settings,
             registry=self._registry,
-            metrics=self._registry.open(index),
+            metrics=metrics,
             shared=self._shared,
             listener=slot.listener,
             admin_listener=self._admin,
@@ -269,6 +272,7 @@ class Supervisor(Generic[S]):
         slot.crashes = 0 if now - slot.started > _RESTART_FORGET else slot.crashes + 1
         delay = min(_RESTART_CAP, _RESTART_BASE * 2 ** min(slot.crashes, 10)) if slot.crashes else 0
         slot.restart_at = now + delay
+        self._restarts.inc()
         log.error("worker %d died (%s), restarting in %.1f s", slot.index, how, delay, extra=fields)
 
     # -- reload --------------------------------------------------------------------------------

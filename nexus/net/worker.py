@@ -16,6 +16,8 @@ import uvloop
 from nexus.errors import NexusError
 from nexus.net.service import ServiceApp, ServiceSpec, WorkerContext
 from nexus.net.states import DRAINING, READY, STARTING
+from nexus.observability import logs
+from nexus.observability.runtime import RuntimeSampler
 
 __all__ = ["CONTROL_BYTES", "run_worker"]
 
@@ -90,10 +92,15 @@ class _Worker:
             return 1
         context.set_state(READY)
         reloader = asyncio.ensure_future(self._reload_forever(app))
+        sampler = RuntimeSampler(context.metrics)
+        sampler.start()
         await self._stop.wait()
         context.set_state(DRAINING)
         reloader.cancel()
-        return await self._drain(app)
+        try:
+            return await self._drain(app)
+        finally:
+            sampler.stop()
 
     async def _drain(self, app: ServiceApp[Any]) -> int:
         settings = self._context.settings
@@ -112,6 +119,7 @@ class _Worker:
     async def _reload_forever(self, app: ServiceApp[Any]) -> None:
         while True:
             message = await self._reloads.get()
+            logs.reopen()
             try:
                 settings = msgspec.msgpack.decode(message, type=self._spec.settings)
                 await app.reload(settings)
