@@ -39,6 +39,7 @@ COMPILED_MODULES: Final[tuple[str, ...]] = (
     "nexus.gateway._core_c",
     "nexus.gateway._exchange_c",
     "nexus.gateway._phases_c",
+    "nexus.gateway._pool_c",
     "nexus.gateway._ports_c",
     "nexus.gateway._session_c",
     "nexus.gateway._upstream_c",

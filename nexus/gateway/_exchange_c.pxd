@@ -1,7 +1,16 @@
+cimport cython
 from nexus._speedups._http1_c cimport RequestHead, ResponseHead
 from nexus.gateway._core_c cimport Core
 from nexus.gateway._ports_c cimport ClientPort, ResponseSink
 from nexus.gateway._upstream_c cimport UpstreamConnection
+from nexus.gateway._wheel_c cimport monotonic_ns
+
+cdef int _FREE, _WAITING, _SENT, _STREAMING, _BACKOFF, _TUNNEL, _COLLECTING, _DONE
+cdef int _CONTENT_TYPE, _CONTENT_ENCODING, _CACHE_CONTROL, _ETAG, _LOCATION, _FORWARDED_FOR
+cdef int _REQUEST_ID, _CORRELATION_ID, _IDEMPOTENCY_KEY, _USER_AGENT, _TRACEPARENT, _TRACESTATE
+cdef int _UPGRADE
+cdef int _RESPONSE_DROP
+cdef bytes _ID_FIELD
 
 
 cdef class Exchange(ResponseSink):
@@ -69,23 +78,31 @@ cdef class Exchange(ResponseSink):
     cdef bytes _fields
 
     cdef object _clear(self)
+    @cython.locals(core=Core, now=cython.longlong, wall_ms=cython.longlong)
     cpdef object begin(self, RequestHead head, bint has_body)
     cpdef object begin_refused(self)
     cpdef object note(self, RequestHead head)
+    @cython.locals(core=Core)
     cpdef object reject(self, int status, str reason, str message, bytes extra=*)
+    @cython.locals(core=Core, keep=cython.bint)
     cpdef object answer(self, int status, bytes body, bytes content_type, bytes extra=*)
     cpdef object collect(self, long long limit)
     cpdef object invite(self)
     cdef object _call_handler(self, bytes body)
     cdef bytes _last_fields(self, bint keep)
     cdef object _send(self, bytes data)
+    @cython.locals(core=Core, drop=cython.int)
     cpdef object forward(self, RequestHead head)
     cdef bytes _framing_out(self, RequestHead head)
+    @cython.locals(core=Core, now=cython.longlong, connection=UpstreamConnection)
     cdef object _attempt(self)
+    @cython.locals(core=Core, until=cython.longlong)
     cdef object _await_response(self)
+    @cython.locals(state=cython.int)
     cpdef object on_request_body(self, bytes data, bint last)
     cdef object _collect(self, bytes data, bint last)
     cdef object _too_large(self)
+    @cython.locals(drop=cython.int, wraps=cython.bint)
     cdef tuple _compose(self, ResponseHead head, bint empty)
     cdef bytes _bodiless_length(self, int status, long long length, bint wraps)
     cdef object _set_aside(self, UpstreamConnection connection, ResponseHead head, bytes body, bint complete)
@@ -94,10 +111,12 @@ cdef class Exchange(ResponseSink):
     cdef object _stream(self, bytes block, bytes extra, bytes body, long long length, bint keep)
     cdef bytes _frame(self, bytes data)
     cpdef object on_tunnel_data(self, bytes data)
+    @cython.locals(core=Core, now=cython.longlong)
     cdef object _failed(self, object failure, str reason)
     cdef object _decide(self, object failure, int status, bint sent=*)
     cdef object _back_off(self, long long delay)
     cdef object _end_retry(self)
+    @cython.locals(core=Core, now=cython.longlong)
     cdef object _attempt_answered(self, int status)
     cdef object _opened(self, object server)
     cdef object _release_breaker(self)
@@ -109,6 +128,10 @@ cdef class Exchange(ResponseSink):
     cpdef object unblock_client(self)
     cpdef object close_upstream_writing(self)
     cdef object _finish(self, bint keep)
+    @cython.locals(core=Core, duration=cython.longlong)
     cdef object _finish_record(self)
     cdef object _record(self, long long duration)
     cdef bytes _location(self, bytes value, bytes prefix)
+
+    @cython.locals(status=cython.int, keep=cython.bint, wraps=cython.bint)
+    cpdef object on_response(self, object connection, ResponseHead head, bytes body, bint complete)

@@ -14,7 +14,6 @@ after the other, so nothing here is allocated per request that the request does 
 
 from __future__ import annotations
 
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
 import cython  # type: ignore[import-untyped]
@@ -35,6 +34,8 @@ from nexus.wire.http1 import (
 )
 
 if not cython.compiled:
+    from time import monotonic_ns
+
     from nexus._speedups._http1_py import RequestHead, ResponseHead
     from nexus.gateway._core_py import Core
     from nexus.gateway._ports_py import ClientPort, ResponseSink
@@ -60,12 +61,16 @@ _TRACEPARENT: Final = field(b"traceparent")
 _TRACESTATE: Final = field(b"tracestate")
 _UPGRADE: Final = field(b"upgrade")
 
+#: Fields of a response that are never passed on as they are.
+_RESPONSE_DROP: Final = HOP | FRAMING | OURS
+
 #: Longest x-correlation-id that becomes an event's key; longer ones are no identifiers.
 MAX_CORRELATION_ID: Final = 128
 
 _FREE, _WAITING, _SENT, _STREAMING, _BACKOFF, _TUNNEL, _COLLECTING, _DONE = range(8)
 
 #: Reasons of failed attempts that were timeouts: 504 instead of 502.
+_ID_FIELD: Final = b"x-request-id: "
 _TIMEOUTS: Final = frozenset(("connect_timeout", "upstream_timeout", "upstream_stalled"))
 
 
@@ -211,7 +216,7 @@ class Exchange(ResponseSink):
             len(body),
             core.date(self.wall_ns // 1_000_000_000),
         )
-        data = head + extra + self._last_fields(keep)
+        data = b"".join((head, extra, _ID_FIELD, self.request_id, self._last_fields(keep)))
         if not self._bodiless:
             data += body
         self._send(data)
@@ -238,12 +243,10 @@ class Exchange(ResponseSink):
         self.route.handler(self, body)  # type: ignore[union-attr,misc]
 
     def _last_fields(self, keep: bool) -> bytes:
-        """Our own fields, behind all others, and the end of the head."""
+        """What follows the request id, our last field: persistence, and the end of the head."""
         if keep:
-            if self.minor == 1:
-                return b"x-request-id: " + self.request_id + b"\r\n\r\n"
-            return b"x-request-id: " + self.request_id + b"\r\nConnection: keep-alive\r\n\r\n"
-        return b"x-request-id: " + self.request_id + b"\r\nConnection: close\r\n\r\n"
+            return b"\r\n\r\n" if self.minor == 1 else b"\r\nConnection: keep-alive\r\n\r\n"
+        return b"\r\nConnection: close\r\n\r\n"
 
     def _send(self, data: bytes) -> None:
         self._responded = True
@@ -302,7 +305,7 @@ class Exchange(ResponseSink):
 
     def _attempt(self) -> None:
         core = self.core
-        now = monotonic_ns()
+        now = monotonic_ns() if self.attempt else self.started
         server = core.balancer.pick(core.usable, self._tried)
         self._permit = 1
         if server is not None and core.breakers:
@@ -356,7 +359,10 @@ class Exchange(ResponseSink):
         """The upstream's time runs from the last byte of the request."""
         core = self.core
         if self.request_done:
-            core.wheel.schedule(self, min(self._deadline_total, core.wheel.now + core.response_ns))
+            until = core.wheel.now + core.response_ns
+            if until > self._deadline_total:
+                until = self._deadline_total
+            core.wheel.schedule(self, until)
         else:
             self.deadline = 0
 
@@ -433,7 +439,7 @@ class Exchange(ResponseSink):
             if not self.expects or self._continued:
                 return
             self._continued = True
-        self.session.send(head.block(HOP | FRAMING | OURS) + b"\r\n")
+        self.session.send(head.block(_RESPONSE_DROP) + b"\r\n")
 
     def on_response(
         self, connection: UpstreamConnection, head: ResponseHead, body: bytes, complete: bool
@@ -462,7 +468,7 @@ class Exchange(ResponseSink):
 
     def _compose(self, head: ResponseHead, empty: bool) -> tuple[bytes, bytes, bool]:
         """The upstream's fields, ours in place of some of them, and whether the body is wrapped."""
-        drop = HOP | FRAMING | OURS
+        drop = _RESPONSE_DROP
         extra = b""
         route = self.route
         prefix = route.prefix  # type: ignore[union-attr]
@@ -522,7 +528,7 @@ class Exchange(ResponseSink):
         self, connection: UpstreamConnection, block: bytes, extra: bytes, body: bytes, keep: bool
     ) -> None:
         """A response that is complete: one write."""
-        data = b"".join((block, extra, self.core.via, self._last_fields(keep), body))
+        data = b"".join((block, extra, self.core.via, _ID_FIELD, self.request_id, self._last_fields(keep), body))
         self.connection = None
         self._leave_server()
         if self.request_done:
@@ -547,7 +553,7 @@ class Exchange(ResponseSink):
             self._chunked_out = False
             keep = False
         self._keep = keep
-        data = b"".join((block, extra, self.core.via, self._last_fields(keep)))
+        data = b"".join((block, extra, self.core.via, _ID_FIELD, self.request_id, self._last_fields(keep)))
         if body:
             data += self._frame(body)
         self._send(data)
@@ -597,7 +603,7 @@ class Exchange(ResponseSink):
         self.deadline = 0
         head_bytes = b"".join(
             (
-                head.block(HOP | FRAMING | OURS),
+                head.block(_RESPONSE_DROP),
                 b"Connection: Upgrade\r\nUpgrade: ",
                 head.value(_UPGRADE) or b"websocket",
                 b"\r\nx-request-id: ",
@@ -689,7 +695,7 @@ class Exchange(ResponseSink):
             return
         keep = self._keep and self.request_done and not self.core.draining
         self.status, block, extra, body = fallback
-        self._send(b"".join((block, extra, self.core.via, self._last_fields(keep), body)))
+        self._send(b"".join((block, extra, self.core.via, _ID_FIELD, self.request_id, self._last_fields(keep), body)))
         self._finish(keep)
 
     def _decide(self, failure: Failure, status: int, sent: bool = True) -> Any:

@@ -1,6 +1,10 @@
+cimport cython
 from nexus._speedups._http1_c cimport RequestHead
 from nexus.gateway._core_c cimport Core
 from nexus.gateway._exchange_c cimport Exchange
+from nexus.gateway._wheel_c cimport monotonic_ns
+
+cdef int _AUTHORIZATION, _FORWARDED_FOR
 
 
 cdef class Phases:
@@ -17,6 +21,7 @@ cdef class Phases:
 
     cpdef object set_limit(self, object limit)
     cpdef object identify(self, Exchange exchange, object peername)
+    @cython.locals(core=Core, taken=cython.longlong)
     cpdef object run(self, Exchange exchange, RequestHead head)
     cdef object _behind_proxy(self, Exchange exchange, RequestHead head)
     cdef object _too_many(self, Exchange exchange, long long taken)

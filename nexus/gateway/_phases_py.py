@@ -13,7 +13,6 @@ One source, compiled as ``_phases_c``.
 
 from __future__ import annotations
 
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
 import cython  # type: ignore[import-untyped]
@@ -24,6 +23,8 @@ from nexus.gateway.clients import Clients, canonical, limit_key
 from nexus.wire.http1 import field
 
 if not cython.compiled:
+    from time import monotonic_ns
+
     from nexus._speedups._http1_py import RequestHead
     from nexus.gateway._core_py import Core
     from nexus.gateway._exchange_py import Exchange

@@ -1,12 +1,13 @@
+from nexus._speedups._http1_c cimport ResponseHead
 from nexus.gateway._wheel_c cimport Timed
 
 
 cdef class ResponseSink(Timed):
     cpdef object on_connected(self, object connection)
     cpdef object on_connect_failed(self, str reason)
-    cpdef object on_informational(self, object connection, object head)
-    cpdef object on_response(self, object connection, object head, bytes body, bint complete)
-    cpdef object on_upgraded(self, object connection, object head, bytes data)
+    cpdef object on_informational(self, object connection, ResponseHead head)
+    cpdef object on_response(self, object connection, ResponseHead head, bytes body, bint complete)
+    cpdef object on_upgraded(self, object connection, ResponseHead head, bytes data)
     cpdef object on_body(self, object connection, bytes data, bint complete)
     cpdef object on_lost(self, object connection, str reason)
     cpdef object on_upstream_blocked(self)

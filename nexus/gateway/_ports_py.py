@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import cython  # type: ignore[import-untyped]
 
 if not cython.compiled:
+    from nexus._speedups._http1_py import ResponseHead
     from nexus.gateway._wheel_py import Timed
 
 if TYPE_CHECKING:
     from nexus.gateway._upstream_py import UpstreamConnection
-    from nexus.wire.http1 import ResponseHead
 
 __all__ = ["ClientPort", "ResponseSink"]
 

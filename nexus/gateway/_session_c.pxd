@@ -1,8 +1,11 @@
+cimport cython
 from nexus._speedups._http1_c cimport ChunkedDecoder, RequestHead
 from nexus.gateway._core_c cimport Core
 from nexus.gateway._exchange_c cimport Exchange
 from nexus.gateway._phases_c cimport Phases
 from nexus.gateway._ports_c cimport ClientPort
+
+cdef int _READING, _BODY, _WAITING, _LINGERING, _TUNNELLING, _CLOSED
 
 
 cdef class Session(ClientPort):
@@ -30,9 +33,12 @@ cdef class Session(ClientPort):
     cdef long long _last_read
     cdef long long _served
 
+    @cython.locals(state=cython.int, used=cython.Py_ssize_t)
     cdef object _process(self, bytearray buffer, Py_ssize_t at, Py_ssize_t end)
+    @cython.locals(head=RequestHead, core=Core, used=cython.Py_ssize_t, has_body=cython.bint, exchange=Exchange)
     cdef Py_ssize_t _read_head(self, bytearray buffer, Py_ssize_t at, Py_ssize_t end) except -1
     cdef object _start_body(self)
+    @cython.locals(decoder=ChunkedDecoder, used=cython.Py_ssize_t, last=cython.bint, data=bytes)
     cdef Py_ssize_t _read_body(self, bytearray buffer, Py_ssize_t at, Py_ssize_t end) except -1
     cdef object _bound_ahead(self)
     cdef object _refuse(self, object error)

@@ -22,7 +22,7 @@ if not cython.compiled:
     from nexus.gateway._wheel_py import Timed
 
 if TYPE_CHECKING:
-    from nexus.gateway.pool import Pool
+    from nexus.gateway._pool_py import Pool
 
 __all__ = ["UpstreamConnection"]
 

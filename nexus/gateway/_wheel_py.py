@@ -20,6 +20,9 @@ __all__ = ["TICK_NS", "Timed", "Wheel"]
 TICK_NS: Final = 50_000_000
 #: Slots: 25.6 s ahead; what is later is put into the last slot and moved on from there.
 SLOTS: Final = 512
+# The same as C integers in the compiled module.
+_TICK = TICK_NS
+_SLOTS = SLOTS
 
 
 class Timed:
@@ -44,28 +47,28 @@ class Wheel:
 
     def __init__(self, now: int) -> None:
         self.now = now
-        self._tick = now // TICK_NS
-        self._slots: list[list[Timed]] = [[] for _ in range(SLOTS)]
+        self._tick = now // _TICK
+        self._slots: list[list[Timed]] = [[] for _ in range(_SLOTS)]
 
     def schedule(self, timed: Timed, deadline: int) -> None:
         """Set (or move) the deadline of ``timed``, monotonic nanoseconds."""
         timed.deadline = deadline
-        tick = deadline // TICK_NS + 1
+        tick = deadline // _TICK + 1
         if tick <= self._tick:
             tick = self._tick + 1
-        elif tick >= self._tick + SLOTS:
-            tick = self._tick + SLOTS - 1
+        elif tick >= self._tick + _SLOTS:
+            tick = self._tick + _SLOTS - 1
         if timed.entry == 0 or tick < timed.entry:
             timed.entry = tick
-            self._slots[tick % SLOTS].append(timed)
+            self._slots[tick % _SLOTS].append(timed)
 
     def advance(self, now: int) -> None:
         """Fire every deadline that has passed by ``now``."""
         self.now = now
-        last = now // TICK_NS
+        last = now // _TICK
         while self._tick < last:
             self._tick += 1
-            place = self._tick % SLOTS
+            place = self._tick % _SLOTS
             due = self._slots[place]
             if not due:
                 continue

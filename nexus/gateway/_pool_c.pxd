@@ -1,0 +1,27 @@
+cimport cython
+from nexus.gateway._ports_c cimport ResponseSink
+from nexus.gateway._upstream_c cimport UpstreamConnection
+from nexus.gateway._wheel_c cimport Wheel
+
+
+cdef class Pool:
+    cdef readonly str url
+    cdef bint _tls
+    cdef str _host
+    cdef int _port
+    cdef readonly bytes authority
+    cdef readonly bytes base_path
+    cdef Wheel _wheel
+    cdef list _idle
+    cdef object _waiting
+    cdef set _tasks
+    cdef set _open
+    cdef bint _closed
+    cdef int _max
+    cdef int _queue_size
+    cdef long long _keep_alive_ns
+    cdef double _connect_seconds
+
+    @cython.locals(connection=UpstreamConnection, idle=list)
+    cpdef object acquire(self, ResponseSink sink)
+    cpdef object give_back(self, UpstreamConnection connection)

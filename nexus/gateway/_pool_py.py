@@ -1,0 +1,183 @@
+# cython: annotation_typing=False
+"""The connections of one worker to one upstream: reused last-in first-out, bounded, queued for.
+
+``acquire`` gives an idle connection at once; otherwise the sink waits, oldest first, for the next
+one that is released or made. Connections are made by tasks of their own, never per request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import cython  # type: ignore[import-untyped]
+
+if not cython.compiled:
+    from nexus.gateway._ports_py import ResponseSink
+    from nexus.gateway._upstream_py import UpstreamConnection
+    from nexus.gateway._wheel_py import Wheel
+
+if TYPE_CHECKING:
+    from nexus.gateway.settings import TimeoutSettings, UpstreamSettings
+
+__all__ = ["Pool"]
+
+
+class Pool:
+    """Keep-alive connections to ``url`` (``http://host:port`` or ``https://…``)."""
+
+    def __init__(
+        self, url: str, wheel: Wheel, upstream: UpstreamSettings, timeouts: TimeoutSettings
+    ) -> None:
+        parts = urlsplit(url)
+        self.url = url
+        self._tls = parts.scheme == "https"
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if self._tls else 80)
+        #: The ``Host`` field of requests to this upstream, and what it puts before the path.
+        self.authority = parts.netloc.rpartition("@")[2].encode()
+        self.base_path = parts.path.rstrip("/").encode()
+        self._wheel = wheel
+        self._idle: list[UpstreamConnection] = []
+        self._waiting: deque[ResponseSink] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[UpstreamConnection] = set()
+        self._closed = False
+        self.configure(upstream, timeouts)
+
+    def configure(self, upstream: UpstreamSettings, timeouts: TimeoutSettings) -> None:
+        """Apply new limits; open connections stay."""
+        self._max = upstream.max_connections
+        self._queue_size = upstream.queue_size
+        self._keep_alive_ns = int(upstream.keep_alive_seconds * 1e9)
+        self._connect_seconds = timeouts.connect
+
+    def __repr__(self) -> str:
+        return (
+            f"<Pool {self.url} open={len(self._open)} idle={len(self._idle)} "
+            f"connecting={len(self._tasks)} waiting={len(self._waiting)}>"
+        )
+
+    @property
+    def idle(self) -> int:
+        """Connections at rest."""
+        return len(self._idle)
+
+    @property
+    def busy(self) -> int:
+        """Connections in use."""
+        return len(self._open) - len(self._idle)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a connection."""
+        return len(self._waiting)
+
+    def acquire(self, sink: ResponseSink) -> UpstreamConnection | None:
+        """An idle connection, or ``None`` and later ``on_connected`` or ``on_connect_failed``.
+
+        A full queue is reported at once, by a call of ``on_connect_failed("pool_full")``.
+        """
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if connection.alive(self._wheel.now):
+                return connection
+            connection.discard()
+        # Those for whom a connection can still be made do not count as queued.
+        if len(self._waiting) >= self._queue_size + self._max - len(self._open):
+            sink.on_connect_failed("pool_full")
+            return None
+        self._waiting.append(sink)
+        self._grow()
+        return None
+
+    def cancel(self, sink: ResponseSink) -> None:
+        """``sink`` waits no longer."""
+        try:
+            self._waiting.remove(sink)
+        except ValueError:
+            return
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        """A connection whose exchange is over and that can be used again."""
+        connection.rest(self._wheel.now)
+        if self._waiting:
+            self._waiting.popleft().on_connected(connection)
+        elif self._closed:
+            connection.discard()
+        else:
+            self._idle.append(connection)
+            self._wheel.schedule(connection, self._wheel.now + self._keep_alive_ns)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """The connection is closed."""
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if self._waiting:
+            self._grow()
+
+    def close(self) -> None:
+        """No new connections are kept; those in use end with their exchanges."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().discard()
+
+    def abort(self) -> None:
+        """End everything now."""
+        self.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        for connection in tuple(self._open):
+            connection.discard()
+
+    def _grow(self) -> None:
+        if len(self._tasks) < len(self._waiting) and len(self._open) + len(self._tasks) < self._max:
+            task = asyncio.get_running_loop().create_task(self._connect())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _make(self) -> Any:
+        return UpstreamConnection(self)
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        context: Any = ssl.create_default_context() if self._tls else None
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                # Resolved anew for every connection: an upstream may move.
+                made: Any = await loop.create_connection(
+                    self._make,
+                    self._host,
+                    self._port,
+                    ssl=context,
+                    server_hostname=self._host if self._tls else None,
+                )
+                connection: UpstreamConnection = made[1]
+        except TimeoutError:
+            self._failed("connect_timeout")
+        except ssl.SSLError:
+            self._failed("tls_error")
+        except OSError:
+            self._failed("connect_refused")
+        else:
+            self._open.add(connection)
+            self._leave_tasks()
+            self.give_back(connection)
+
+    def _failed(self, reason: str) -> None:
+        # One attempt failed, so one waiter hears of it; the others have attempts of their own.
+        if self._waiting:
+            self._waiting.popleft().on_connect_failed(reason)
+        if len(self._waiting) > len(self._tasks) - 1 and not self._closed:
+            self._leave_tasks()
+            self._grow()
+
+    def _leave_tasks(self) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.discard(task)
