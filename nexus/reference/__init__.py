@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from nexus.reference import configuration
+from nexus.cacheproxy import commands
+from nexus.reference import configuration, metrics
 
 __all__ = ["PAGES"]
 
 #: File name under ``docs/`` → what renders it.
 PAGES: Final[dict[str, Callable[[], str]]] = {
+    "commands.md": commands.markdown,
     "configuration.md": configuration.render,
+    "metrics.md": metrics.render,
 }

@@ -12,6 +12,7 @@ import msgspec
 
 from nexus.cacheproxy.settings import CacheproxySettings
 from nexus.consumer.settings import ConsumerSettings
+from nexus.demo.settings import UpSettings, flag_of
 from nexus.gateway.settings import GatewaySettings
 from nexus.settings import Settings
 
@@ -39,6 +40,12 @@ with secrets masked, and exits 0 or 2. SIGHUP re-reads the file; a broken file k
 settings. `host`, `port`, `admin_host`, `admin_port` and `workers` need a restart.
 """
 
+_UP: Final = """\
+`nexus up`, which is what `make run` calls (`make run ARGS="--once"`). Each flag is also
+`NEXUS_UP_<NAME>` in the environment. Settings of the services themselves (`NEXUS_GATEWAY_…`)
+reach them through the environment.
+"""
+
 
 def render() -> str:
     """The whole page as Markdown."""
@@ -47,6 +54,10 @@ def render() -> str:
         parts.append(f"\n## {service}\n\n`python -m nexus.{service} --config FILE`\n")
         parts.append("\n| setting | type | default | what |\n|---|---|---|---|\n")
         parts.extend(_rows(struct, ""))
+    parts.append("\n## up\n\n" + _UP + "\n| flag | type | default | what |\n|---|---|---|---|\n")
+    for row in _rows(UpSettings, ""):
+        name = row.split("`")[1]
+        parts.append(row.replace(f"`{name}`", f"`{flag_of(name)}`", 1))
     return "".join(parts)
 
 
