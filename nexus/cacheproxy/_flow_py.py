@@ -311,11 +311,12 @@ class Link:
     def _take(self, data: bytearray, size: int) -> None:
         position = 0
         while position < size:
-            if self.splice:
-                if self.pin is not None:
-                    self._splice(self.pin, data, position, size)
-                return
             if self.head is None and not self._advance():
+                # A splice begins behind the replies to what was replayed in front of it.
+                if self.splice:
+                    if self.pin is not None:
+                        self._splice(self.pin, data, position, size)
+                    return
                 position = self._unasked(data, position, size)
                 continue
             stop = self.scanner.scan(data, position, size, self.head_count)

@@ -237,7 +237,7 @@ class Pools:
                 state.library[attribute] = value
         for request in replay:
             data = bytearray(request)
-            link.send(Replayed(session), data, 0, len(data), 1)
+            link.send(Replayed(session, link), data, 0, len(data), 1)
 
     def release(self, link: Link) -> None:
         """Take back a link on which nothing of its borrower is left."""
@@ -312,16 +312,18 @@ class Pools:
 class Replayed(Receiver):
     """Swallows the reply to a replayed command; one that fails ends the client, on the spot."""
 
-    __slots__ = ("_first", "_session")
+    __slots__ = ("_first", "_link", "_session")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, link: Link) -> None:
         super().__init__()
         self._session = session
+        self._link = link
         self._first = True
 
     def deliver(self, data: bytearray, start: int, end: int, _done: int) -> None:
         if self._first and end > start and data[start] == 45:  # '-'
             log.warning("redis refused a client's replayed state")
+            self._link.close()  # it is not what its LinkState says
             self._session.abort()
         self._first = False
 

@@ -111,6 +111,7 @@ class Session(Client):
         "pin_died",
         "pin_error",
         "pools",
+        "probing",
         "protocol",
         "shared",
         "watching",
@@ -131,6 +132,8 @@ class Session(Client):
         #: What the replies so far say about the pinned link.
         self.in_multi = False
         self.watching = False
+        #: Unknown commands whose reply is outstanding; Redis may close the connection at one.
+        self.probing = 0
         #: Redis accepted something that we do not know: the link is never given back.
         self.life = False
         self.pin_error: bytes | None = None
@@ -188,6 +191,7 @@ class Session(Client):
         self.link = None
         self.pinned = False
         self.multi_sent = self.in_multi = self.watching = False
+        self.probing = 0
         self.mask = SHARED
         if self.pin_died:
             link.close()
@@ -218,6 +222,7 @@ class Session(Client):
             self.in_multi
             or self.watching
             or self.multi_sent
+            or self.probing > 0
             or self.life
             or self.spliced_through
             or self.scanner.streaming
@@ -305,6 +310,8 @@ class Session(Client):
             action = self._action(kind, args)
             if action in (Action.MULTI, Action.EXEC, Action.DISCARD):
                 self.multi_sent = action == Action.MULTI
+            elif action == Action.PROBE:
+                self.probing += 1
             self.link.send(Watch(self, action, args), data, start, stop, 1)
             self.plane.pinned_commands += 1
             self.expecting(1)
@@ -427,6 +434,7 @@ class Session(Client):
         if action == Action.HIDDEN:
             return
         if action == Action.PROBE:
+            self.probing -= 1
             self.life = self.life or not failed
         elif action >= Action.MULTI:
             self._transaction_decided(action, lead, failed)
@@ -539,14 +547,20 @@ class Session(Client):
             self._close()
 
     def drain(self) -> None:
-        """The proxy stops: no more input; close when everything outstanding is delivered."""
+        """The proxy stops: no more input; close when everything outstanding is delivered.
+
+        A dedicated link gets an end of input: Redis ends what only blocks, and answers the rest.
+        """
         if self.closed:
             return
-        if self.spliced_through or self.in_multi or self.watching:
+        if self.spliced_through:
             self._close()
             return
         self.quitting = True
         self._close_if_quiet()
+        if self.pinned and not self.eof_passed_on and not self.transport.is_closing():
+            self.eof_passed_on = True
+            self.link.write_eof()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

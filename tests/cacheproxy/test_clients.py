@@ -20,9 +20,9 @@ async def test_redis_py_asyncio(proxy: Proxy, protocol: int) -> None:
         host=proxy.host, port=proxy.port, protocol=protocol, decode_responses=True
     )
     async with client:
-        await asyncio.gather(*(client.set(f"k{i}", i) for i in range(200)))
-        values = await asyncio.gather(*(client.get(f"k{i}") for i in range(200)))
-        assert values == [str(i) for i in range(200)]
+        await asyncio.gather(*(client.set(f"k{i}", i) for i in range(60)))
+        values = await asyncio.gather(*(client.get(f"k{i}") for i in range(60)))
+        assert values == [str(i) for i in range(60)]
         async with client.pipeline(transaction=True) as pipe:
             assert await pipe.incr("n").incr("n").execute() == [1, 2]
         async with client.lock("lock", timeout=5):
@@ -89,7 +89,7 @@ def test_workers_count_together(proxy_factory: Callable[..., Proxy], redis_serve
         raw.close()
 
     def metrics() -> str:
-        with urlopen(f"http://127.0.0.1:{proxy.admin_port}/metrics") as answer:  # noqa: S310
+        with urlopen(f"http://127.0.0.1:{proxy.admin_port}/metrics") as answer:
             return str(answer.read().decode())
 
     wanted = 'nexus_cache_commands_total{command="all",outcome="forwarded"} 30.0'

@@ -6,6 +6,7 @@ by its own program, however the clients interleave; whatever the proxy mixes up,
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,12 @@ def special(client: str) -> st.SearchStrategy[list[Command]]:
         st.just([("MULTI",), ("NoSuch",), ("EXEC",)]),
         st.just([("MULTI", "x"), ("EXEC",)]),
         st.just([("RESET",)]),
+        st.just([("CLIENT", "REPLY", "ON")]),
+        st.just([("UNSUBSCRIBE", "c")]),
+        st.just([("CLIENT", "NOSUCH"), ("CLIENT",), ("SCRIPT", "EXISTS", "ab")]),
+        st.just([("HELLO", "2", "SETNAME", "a b")]),
+        st.just([("XREAD", "COUNT", 1, "STREAMS", f"{client}:s", 0)]),
+        st.just([("XREAD", "BLOCK", 1, "STREAMS", f"{client}:s", 0)]),
         st.just([("WAIT", 0, 1)]),
         st.binary(min_size=70_000, max_size=70_001).map(lambda v: [("SET", f"{client}:big", v)]),
         st.just([("GET", f"{client}:big"), ("STRLEN", f"{client}:big")]),
@@ -110,7 +117,7 @@ def in_parallel(jobs: list[Callable[[], list[bytes]]]) -> list[list[bytes]]:
         return [future.result(40) for future in [pool.submit(job) for job in jobs]]
 
 
-@settings(max_examples=25)
+@settings(max_examples=int(os.environ.get("NEXUS_TEST_EXAMPLES", "25")))
 @given(
     programs=st.tuples(program("a"), program("b"), program("c")),
     seeds=st.tuples(*[st.one_of(st.none(), st.integers(0, 10_000))] * 3),

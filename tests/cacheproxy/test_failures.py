@@ -260,8 +260,10 @@ def test_drain_delivers_outstanding_replies(
 ) -> None:
     server = redis_factory("--enable-debug-command", "yes")
     proxy = proxy_factory(server.url)  # type: ignore[attr-defined]
-    with proxy.raw() as raw, proxy.raw() as sleeper:
+    with proxy.raw() as raw, proxy.raw() as sleeper, proxy.raw() as blocked:
         assert raw.ask("SET", "a", 1) == b"+OK\r\n"
+        blocked.send("BLPOP", "never", 0)
+        assert blocked.silent()
         sleeper.send("DEBUG", "SLEEP", "0.5")
         time.sleep(0.1)
         raw.write(encode("INCR", "a") * 3)
@@ -270,7 +272,8 @@ def test_drain_delivers_outstanding_replies(
         assert raw.replies(3) == [b":2\r\n", b":3\r\n", b":4\r\n"]
         assert raw.rest() == b""
         assert sleeper.reply() == b"+OK\r\n"
-    assert proxy.stop() == 0
+        assert blocked.rest() == b""
+        assert proxy.stop(5) == 0
 
 
 def test_users_are_kept_apart(proxy_factory: Start, redis_factory: Callable[..., object]) -> None:
