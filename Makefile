@@ -48,7 +48,7 @@ test: build lint types ## lint, types and the whole suite on both backends
 
 .PHONY: bench
 bench: build ## microbenchmarks of every kernel, compiled beside pure beside hiredis
-	@$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only $(ARGS)
+	@$(BIN)/python -m pytest bench/micro --benchmark-enable --benchmark-group-by=group $(ARGS)
 
 .PHONY: bench-gate
 bench-gate: build ## is a kernel slower than its committed ratio? names it, exit 1
@@ -63,8 +63,8 @@ bench-peers: build ## beside nginx, HAProxy, Envoy, twemproxy: ARGS=--quick for 
 .PHONY: load
 load: build ## locust against a running `make run`, objectives checked at the end
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[load]'
-	@$(BIN)/locust --config loadtests/gateway.conf $(ARGS)
-	@$(BIN)/locust --config loadtests/cacheproxy.conf $(ARGS)
+	@$(BIN)/locust -f loadtests/gateway.py --config loadtests/gateway.conf $(ARGS)
+	@$(BIN)/locust -f loadtests/cacheproxy.py --config loadtests/cacheproxy.conf $(ARGS)
 
 .PHONY: prove-redis-suite
 prove-redis-suite: build ## Redis's own test suite through the cacheproxy
