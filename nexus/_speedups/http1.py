@@ -1,4 +1,4 @@
-"""The HTTP/1.1 kernel of the backend that runs in this process; documented in ``nexus.wire.http1``."""
+"""The HTTP/1.1 kernel of the running backend; documented in ``nexus.wire.http1``."""
 
 from __future__ import annotations
 

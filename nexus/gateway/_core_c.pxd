@@ -1,3 +1,4 @@
+cimport cython
 from nexus.gateway._wheel_c cimport Wheel
 
 
@@ -17,7 +18,11 @@ cdef class Core:
     cdef public bint counting
     cdef public long long wall_offset
     cdef public int connections
+    cdef long long _id_ms
+    cdef bytes _id_prefix
     cdef long long _stamp_ms
+    cdef long long _stamp_second
+    cdef bytes _stamp_prefix
     cdef bytes _stamp
     cdef long long _date_s
     cdef bytes _date
@@ -47,6 +52,7 @@ cdef class Core:
 
     cpdef object apply(self, object settings)
     cpdef bytes request_id(self, long long wall_ms)
+    @cython.locals(second=cython.longlong)
     cpdef bytes stamp(self, long long wall_ms)
     cpdef bytes date(self, long long wall_s)
     cpdef bytes error_body(self, int status, str reason, str message)

@@ -34,14 +34,12 @@ if TYPE_CHECKING:
     from nexus.gateway.settings import GatewaySettings
     from nexus.observability.recorder import Recorder
     from nexus.observability.registry import LocalMetrics
-    from nexus.policy.balance import Balancer, Server
-    from nexus.policy.retry import RetryBudget, RetryPolicy
 
 __all__ = ["Core"]
 
 _VERSION_FIELD: Final = b"x-gateway-version: " + __version__.encode() + b"\r\n"
 _VIA: Final = b"Via: 1.1 nexus\r\n"
-#: Rendered error bodies kept; their number is bounded by reasons × methods in practice.
+#: Rendered error bodies kept; their number is bounded by reasons and messages in practice.
 _MAX_BODIES: Final = 256
 
 
@@ -55,9 +53,10 @@ class Core:
         self.recorder: Recorder | None = None
         self.events: Any = None
         self.tracer: Any = None
-        self.balancer: Balancer | None = None
-        self.retry_policy: RetryPolicy | None = None
-        self.budget: RetryBudget | None = None
+        # Set by the app before the first connection: a Balancer, a RetryPolicy, a RetryBudget.
+        self.balancer: Any = None
+        self.retry_policy: Any = None
+        self.budget: Any = None
         self.breakers = False
         #: What the balancer asks of a server: whether its breaker would let a request through.
         self.usable: Any = None
@@ -66,7 +65,11 @@ class Core:
         #: Wall clock minus monotonic clock, nanoseconds; renewed with every tick of the wheel.
         self.wall_offset = 0
         self.connections = 0
+        self._id_ms = -1
+        self._id_prefix = b""
         self._stamp_ms = -1
+        self._stamp_second = -1
+        self._stamp_prefix = b""
         self._stamp = b""
         self._date_s = -1
         self._date = b""
@@ -107,16 +110,23 @@ class Core:
     # --------------------------------------------------------------------------------- stamps
 
     def request_id(self, wall_ms: int) -> bytes:
-        """``nexus-<unix ms>-<random>``; 48 random bits: one chance in 10⁹ of a repeat per ms at
-        a thousand requests per millisecond.
+        """``nexus-<unix ms>-<random>``; 48 random bits: at a thousand requests in one millisecond
+        the chance that two of them share an id is one in half a billion.
         """
-        return b"nexus-%d-%012x" % (wall_ms, self._getrandbits(48))
+        if wall_ms != self._id_ms:
+            self._id_ms = wall_ms
+            self._id_prefix = b"nexus-%d-" % wall_ms
+        return self._id_prefix + self._getrandbits(48).to_bytes(6, "big").hex().encode()
 
     def stamp(self, wall_ms: int) -> bytes:
-        """ISO 8601, UTC, milliseconds; made once per millisecond."""
+        """ISO 8601, UTC, milliseconds; only the milliseconds are made anew within a second."""
         if wall_ms != self._stamp_ms:
+            second = wall_ms // 1000
+            if second != self._stamp_second:
+                self._stamp_second = second
+                self._stamp_prefix = iso_utc(second * 1000).encode()[:-4]
             self._stamp_ms = wall_ms
-            self._stamp = iso_utc(wall_ms).encode()
+            self._stamp = self._stamp_prefix + b"%03dZ" % (wall_ms - second * 1000)
         return self._stamp
 
     def date(self, wall_s: int) -> bytes:
@@ -158,9 +168,7 @@ class Core:
         handles[0].inc()
         handles[1].observe(milliseconds)
 
-    def count_upstream(
-        self, server: Server, method: bytes, status: int, milliseconds: float
-    ) -> None:
+    def count_upstream(self, server: Any, method: bytes, status: int, milliseconds: float) -> None:
         """One attempt at an upstream; status 0: it gave none."""
         key = (server.url, method, status)
         handle = self._upstreams.get(key)

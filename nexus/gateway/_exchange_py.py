@@ -14,7 +14,7 @@ after the other, so nothing here is allocated per request that the request does 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import cython  # type: ignore[import-untyped]
 
@@ -40,10 +40,6 @@ if not cython.compiled:
     from nexus.gateway._core_py import Core
     from nexus.gateway._ports_py import ClientPort, ResponseSink
     from nexus.gateway._upstream_py import UpstreamConnection
-
-if TYPE_CHECKING:
-    from nexus.gateway.routes import Route
-    from nexus.policy.balance import Server
 
 __all__ = ["Exchange"]
 
@@ -86,15 +82,16 @@ class Exchange(ResponseSink):
         self.trusted = False
         #: Key of the client's bucket; renewed where a trusted proxy names the client.
         self.limit_key = 0
-        self.connection: UpstreamConnection | None = None
-        self.server: Server | None = None
+        self.connection: UpstreamConnection | Any = None
+        #: A policy.balance.Server whose `extra` is its pool and whose `breaker` its breaker.
+        self.server: Any = None
         self._state = _FREE
         self._held: list[bytes] = []
-        self._tried: list[Server] = []
+        self._tried: list[Any] = []
         self._clear()
 
     def _clear(self) -> None:
-        self.route: Route | None = None
+        self.route: Any = None
         self.client_id = ""
         self.status = 0
         self.reason = ""
@@ -240,7 +237,7 @@ class Exchange(ResponseSink):
             self.session.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _call_handler(self, body: bytes) -> None:
-        self.route.handler(self, body)  # type: ignore[union-attr,misc]
+        self.route.handler(self, body)
 
     def _last_fields(self, keep: bool) -> bytes:
         """What follows the request id, our last field: persistence, and the end of the head."""
@@ -262,10 +259,10 @@ class Exchange(ResponseSink):
         drop = core.request_drop
         if not self.trusted:
             drop |= core.spoofable
-        path = head.path[len(route.prefix) :]  # type: ignore[union-attr]
+        path = head.path[len(route.prefix) :]
         self._target_out = (path or b"/") + head.query
         self._upgrading = head.upgrade
-        self._keyed = route.idempotency_key and head.count(_IDEMPOTENCY_KEY) == 1  # type: ignore[union-attr]
+        self._keyed = route.idempotency_key and head.count(_IDEMPOTENCY_KEY) == 1
         before = head.joined(_FORWARDED_FOR) if self.trusted else b""
         chain = before + b", " + self.peer.encode() if before else self.ip.encode()
         trace = b""
@@ -375,7 +372,7 @@ class Exchange(ResponseSink):
         if state == _COLLECTING:
             self._collect(data, last)
             return
-        if state == _FREE or state == _DONE or state == _TUNNEL:
+        if state in (_FREE, _DONE, _TUNNEL):
             return
         if self.core.max_body and self.bytes_in > self.core.max_body:
             self._too_large()
@@ -391,11 +388,11 @@ class Exchange(ResponseSink):
         if self.replayable:
             self._held.append(data)
             self._held_size += len(data)
-        if state == _SENT or state == _STREAMING:
+        if state in (_SENT, _STREAMING):
             if self._held_size > self.core.buffer_bytes and self.replayable:
                 self.replayable = False
                 self._held.clear()
-            self.connection.write(data)  # type: ignore[union-attr]
+            self.connection.write(data)
             if last and state == _SENT:
                 self._await_response()
         elif self._held_size > self.core.buffer_bytes and not last:
@@ -431,7 +428,11 @@ class Exchange(ResponseSink):
 
     # ------------------------------------------------------------------------ the way down
 
-    def on_informational(self, connection: UpstreamConnection, head: ResponseHead) -> None:
+    def on_informational(
+        self,
+        connection: UpstreamConnection,  # noqa: ARG002  (the seam has it)
+        head: ResponseHead,
+    ) -> None:
         # RFC 9110 §15.2: not to HTTP/1.0 clients; and 100 only to who asked, and once.
         if self.minor == 0 or self._responded:
             return
@@ -471,14 +472,14 @@ class Exchange(ResponseSink):
         drop = _RESPONSE_DROP
         extra = b""
         route = self.route
-        prefix = route.prefix  # type: ignore[union-attr]
+        prefix = route.prefix
         if prefix and head.count(_LOCATION):
             extra = self._location(head.value(_LOCATION) or b"", prefix)
             if extra:
                 drop |= LOCATION_CATEGORY
         wraps = (
             self.core.envelope
-            and route.envelope  # type: ignore[union-attr]
+            and route.envelope
             and head.content_length != 0
             and (self._bodiless or not empty)
             and is_wrappable(
@@ -528,7 +529,9 @@ class Exchange(ResponseSink):
         self, connection: UpstreamConnection, block: bytes, extra: bytes, body: bytes, keep: bool
     ) -> None:
         """A response that is complete: one write."""
-        data = b"".join((block, extra, self.core.via, _ID_FIELD, self.request_id, self._last_fields(keep), body))
+        data = b"".join(
+            (block, extra, self.core.via, _ID_FIELD, self.request_id, self._last_fields(keep), body)
+        )
         self.connection = None
         self._leave_server()
         if self.request_done:
@@ -553,7 +556,9 @@ class Exchange(ResponseSink):
             self._chunked_out = False
             keep = False
         self._keep = keep
-        data = b"".join((block, extra, self.core.via, _ID_FIELD, self.request_id, self._last_fields(keep)))
+        data = b"".join(
+            (block, extra, self.core.via, _ID_FIELD, self.request_id, self._last_fields(keep))
+        )
         if body:
             data += self._frame(body)
         self._send(data)
@@ -630,7 +635,7 @@ class Exchange(ResponseSink):
             return
         self._failed(Failure.CONNECT, reason)
 
-    def on_lost(self, connection: UpstreamConnection, reason: str) -> None:
+    def on_lost(self, connection: UpstreamConnection, reason: str) -> None:  # noqa: ARG002
         state = self._state
         self.connection = None
         if state == _SENT:
@@ -647,15 +652,15 @@ class Exchange(ResponseSink):
             self._state = _DONE
             self.session.tunnel_ended()
 
-    def on_deadline(self, now: int) -> None:
+    def on_deadline(self, now: int) -> None:  # noqa: ARG002
         state = self._state
         if state == _SENT:
-            self.connection.discard()  # type: ignore[union-attr]
+            self.connection.discard()
             self.connection = None
             stalled = not self.request_done
             self._failed(Failure.TIMEOUT, "upstream_stalled" if stalled else "upstream_timeout")
         elif state == _WAITING:
-            self.server.extra.cancel(self)  # type: ignore[union-attr]
+            self.server.extra.cancel(self)
             self._release_breaker()
             self._leave_server()
             self.reject(504, "queue_timeout", "No upstream connection became free in time.")
@@ -674,7 +679,7 @@ class Exchange(ResponseSink):
         self.upstream_status = 0
         if core.counting:
             core.count_upstream(server, self.method, 0, self.upstream_ns / 1e6)
-        if core.breakers and server.breaker.record_failure(now, self._permit):  # type: ignore[union-attr]
+        if core.breakers and server.breaker.record_failure(now, self._permit):
             self._opened(server)
         sent = failure is not Failure.CONNECT
         self._leave_server()
@@ -695,7 +700,19 @@ class Exchange(ResponseSink):
             return
         keep = self._keep and self.request_done and not self.core.draining
         self.status, block, extra, body = fallback
-        self._send(b"".join((block, extra, self.core.via, _ID_FIELD, self.request_id, self._last_fields(keep), body)))
+        self._send(
+            b"".join(
+                (
+                    block,
+                    extra,
+                    self.core.via,
+                    _ID_FIELD,
+                    self.request_id,
+                    self._last_fields(keep),
+                    body,
+                )
+            )
+        )
         self._finish(keep)
 
     def _decide(self, failure: Failure, status: int, sent: bool = True) -> Any:
@@ -744,10 +761,10 @@ class Exchange(ResponseSink):
             core.count_upstream(server, self.method, status, self.upstream_ns / 1e6)
         if core.breakers:
             if status >= 500:
-                if server.breaker.record_failure(now, self._permit):  # type: ignore[union-attr]
+                if server.breaker.record_failure(now, self._permit):
                     self._opened(server)
             else:
-                server.breaker.record_success(now, self._permit)  # type: ignore[union-attr]
+                server.breaker.record_success(now, self._permit)
 
     def _opened(self, server: Any) -> None:
         core = self.core

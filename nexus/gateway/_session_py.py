@@ -116,7 +116,7 @@ class Session(ClientPort):
             return True
         return False  # a FIN is a disconnect: the transport closes, connection_lost cancels
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._state = _CLOSED
         self.deadline = 0
         self.core.connections -= 1
@@ -182,7 +182,7 @@ class Session(ClientPort):
         self._head_begun = False
         self._served += 1
         self._chunked = head.chunked
-        self._left = head.content_length if head.content_length > 0 else 0
+        self._left = max(0, head.content_length)
         has_body = self._chunked or self._left > 0
         self._request_done = not has_body
         self._response_done = False
@@ -235,7 +235,7 @@ class Session(ClientPort):
         return used
 
     def _bound_ahead(self) -> None:
-        """While a response is outstanding reading goes on, so that an end is seen, up to a limit."""
+        """While a response is outstanding reading goes on, to see an end, up to a limit."""
         if len(self._pending) > MAX_AHEAD and not self._paused_ahead:  # type: ignore[arg-type]
             self._paused_ahead = True
             self.pause_request()

@@ -159,7 +159,7 @@ class UpstreamConnection(Timed):
         if self.sink is not None:
             self.sink.on_upstream_writable()
 
-    def on_deadline(self, now: int) -> None:
+    def on_deadline(self, now: int) -> None:  # noqa: ARG002
         """Idle for too long: closed before the upstream does it in the middle of a request."""
         if self._mode == _IDLE:
             self._mode = _CLOSED
@@ -175,7 +175,7 @@ class UpstreamConnection(Timed):
                 self._heads(buffer, start, end)
             except HttpError as error:
                 self._lost(error.reason)
-        elif mode == _LENGTH or mode == _CHUNKED:
+        elif mode in (_LENGTH, _CHUNKED):
             try:
                 data = self._take(buffer, start, end)
             except HttpError as error:
@@ -185,7 +185,7 @@ class UpstreamConnection(Timed):
                 self._complete(data)
             elif data:
                 self.sink.on_body(self, data, False)  # type: ignore[union-attr]
-        elif mode == _UNTIL_CLOSE or mode == _TUNNEL:
+        elif mode in (_UNTIL_CLOSE, _TUNNEL):
             self.sink.on_body(self, bytes(buffer[start:end]), False)  # type: ignore[union-attr]
         elif mode == _IDLE:
             # Bytes that nobody asked for: whatever they answer, it is not the next request.

@@ -1,4 +1,4 @@
-"""Who a client is: its address after the trusted proxies were believed, and the key of its bucket."""
+"""Who a client is: its address once trusted proxies were believed, and its bucket's key."""
 
 from __future__ import annotations
 

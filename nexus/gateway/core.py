@@ -1,4 +1,4 @@
-"""What the exchanges of a worker share, of the backend that runs in this process; see ``_core_py``."""
+"""What the exchanges of a worker share, of the running backend; see ``_core_py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which paths exist, and what applies to each: resolved once, matched without a regular expression."""
+"""Which paths exist, and what applies to each: resolved once, matched by prefix."""
 
 from __future__ import annotations
 

@@ -19,8 +19,6 @@ BACKENDS = ["py", "c"]
 def _check(backend: str) -> None:
     missing = [name for name in COMPILED_MODULES if not _built(name)]
     if backend == "c" and missing:
-
-
         if os.environ.get("NEXUS_REQUIRE_EXTENSIONS", "") not in ("", "0"):
             pytest.fail(f"not built: {missing}", pytrace=False)
         pytest.skip(f"not built: {missing}")
@@ -64,7 +62,9 @@ def start_gateway(
     _check(request.param)
     started: list[GatewayProcess] = []
 
-    def start(upstreams: list[str], environ: dict[str, str] | None = None, **overrides: Any) -> GatewayProcess:
+    def start(
+        upstreams: list[str], environ: dict[str, str] | None = None, **overrides: Any
+    ) -> GatewayProcess:
         directory = tmp_path / str(len(started))
         directory.mkdir()
         process = GatewayProcess(directory, request.param, upstreams, overrides, environ or {})

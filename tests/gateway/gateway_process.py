@@ -1,4 +1,4 @@
-"""The real ``python -m nexus.gateway`` in front of real sockets, and a client that hides nothing."""
+"""The real ``python -m nexus.gateway`` on real sockets, and a client that hides nothing."""
 
 from __future__ import annotations
 

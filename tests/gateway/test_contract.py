@@ -81,9 +81,10 @@ def test_rate_limit(start_gateway, upstream_a: Upstream) -> None:  # type: ignor
 
 def test_trusted_proxies(start_gateway, upstream_a: Upstream) -> None:  # type: ignore[no-untyped-def]
     gateway = start_gateway(
-        [upstream_a.url], trusted_proxies=["127.0.0.0/8", "10.0.0.0/8"],
+        [upstream_a.url],
+        trusted_proxies=["127.0.0.0/8", "10.0.0.0/8"],
         rate_limit={"enabled": True, "capacity": 2, "refill_per_second": 0.01},
-    )  # fmt: skip
+    )
 
     def ask(chain: str) -> int:
         return gateway.request("/api/echo", "GET", None, f"X-Forwarded-For: {chain}").status
@@ -109,8 +110,12 @@ def test_endpoints_and_metrics(start_gateway, upstream_a: Upstream) -> None:  # 
     assert stats["algorithm"] == "round-robin"
     [server] = stats["servers"]
     assert server == {
-        "url": upstream_a.url, "weight": 1, "activeConnections": 0, "requestsHandled": 2, "healthy": True,
-    }  # fmt: skip
+        "url": upstream_a.url,
+        "weight": 1,
+        "activeConnections": 0,
+        "requestsHandled": 2,
+        "healthy": True,
+    }
     assert gateway.request("/cb-stats").json[upstream_a.url]["state"] == "closed"
     metrics = gateway.metrics()
     for line in (
@@ -119,7 +124,7 @@ def test_endpoints_and_metrics(start_gateway, upstream_a: Upstream) -> None:  # 
         'nexus_http_requests_total{method="other",route="/api/*",status_code="405"} 1.0',
         'nexus_rejections_total{reason="no_route"} 1.0',
         'nexus_http_request_duration_ms_count{method="GET",route="/api/*",status_code="200"} 1.0',
-        f'nexus_upstream_request_duration_ms_count{{method="GET",status_code="200",upstream="{upstream_a.url}"}} 1.0',
+        f'nexus_upstream_request_duration_ms_count{{method="GET",status_code="200",upstream="{upstream_a.url}"}} 1.0',  # noqa: E501
     ):
         assert line in metrics, line
     assert "secret" not in metrics
@@ -133,7 +138,12 @@ def test_access_log_and_trace_ids(start_gateway, upstream_a: Upstream) -> None: 
     )
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     response = gateway.request(
-        "/api/json", "GET", None, f"traceparent: {parent}", "X-Request-Id: theirs", "X-Correlation-Id: c1"
+        "/api/json",
+        "GET",
+        None,
+        f"traceparent: {parent}",
+        "X-Request-Id: theirs",
+        "X-Correlation-Id: c1",
     )
     sent = upstream_a.seen[-1].values("traceparent")
     assert sent[0].split("-")[1] == "0af7651916cd43dd8448eb211c80319c"
@@ -180,11 +190,16 @@ def test_drain_finishes_what_is_open(start_gateway, upstream_a: Upstream) -> Non
 
 def test_two_workers_share_the_limit(start_gateway, upstream_a: Upstream) -> None:  # type: ignore[no-untyped-def]
     gateway = start_gateway(
-        [upstream_a.url], workers=2, rate_limit={"enabled": True, "capacity": 20, "refill_per_second": 0.01}
+        [upstream_a.url],
+        workers=2,
+        rate_limit={"enabled": True, "capacity": 20, "refill_per_second": 0.01},
     )
     statuses = [gateway.request("/api/text").status for _ in range(30)]
     assert statuses.count(200) == 20
-    assert 'nexus_http_requests_total{method="GET",route="/api/*",status_code="200"} 20.0' in gateway.metrics()
+    assert (
+        'nexus_http_requests_total{method="GET",route="/api/*",status_code="200"} 20.0'
+        in gateway.metrics()
+    )
 
 
 @pytest.mark.parametrize("secret", ["", "short"])
@@ -196,8 +211,11 @@ def test_without_a_secret_it_says_how_to_make_one(tmp_path, secret: str) -> None
     for flags in ([], ["--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "nexus.gateway", "--config", str(config), *flags],
-            capture_output=True, text=True, check=False, timeout=20,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
         assert done.returncode == 2
         assert "openssl rand -hex 32" in done.stderr
         assert "auth.jwt_secret" in done.stderr

@@ -9,7 +9,9 @@ from gateway_process import GatewayProcess, free_port
 from gateway_upstream import Upstream
 
 
-def reason(gateway: GatewayProcess, path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, str]:
+def reason(
+    gateway: GatewayProcess, path: str, method: str = "GET", body: bytes | None = None
+) -> tuple[int, str]:
     response = gateway.request(path, method, body)
     return response.status, response.json["reason"]
 
@@ -55,10 +57,15 @@ def test_timeout_is_504(gateway: GatewayProcess) -> None:
 
 @pytest.mark.parametrize(
     ("path", "why"),
-    [("/api/bad-framing", "upstream_length_and_encoding"), ("/api/garbage", "upstream_bad_status_line"),
-     ("/api/unasked-101", "upstream_unasked_upgrade")],
-)  # fmt: skip
-def test_responses_that_cannot_be_believed_are_502(gateway: GatewayProcess, path: str, why: str) -> None:
+    [
+        ("/api/bad-framing", "upstream_length_and_encoding"),
+        ("/api/garbage", "upstream_bad_status_line"),
+        ("/api/unasked-101", "upstream_unasked_upgrade"),
+    ],
+)
+def test_responses_that_cannot_be_believed_are_502(
+    gateway: GatewayProcess, path: str, why: str
+) -> None:
     assert reason(gateway, path) == (502, why)
 
 
@@ -90,7 +97,9 @@ def test_nobody_there_is_502_and_no_upstream_at_all_is_told(start_gateway) -> No
 
 def test_early_response_while_the_body_is_still_arriving(gateway: GatewayProcess) -> None:
     client = gateway.client()
-    client.send(b"POST /api/early HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000))
+    client.send(
+        b"POST /api/early HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000)
+    )
     response = client.read()
     assert (response.status, response.body) == (422, b"no")
     assert response.value("connection") == "close"
@@ -127,22 +136,30 @@ def test_body_limit(start_gateway, upstream_a: Upstream) -> None:  # type: ignor
     assert client.read().status == 413
 
 
-def test_breaker_opens_and_is_skipped(start_gateway, upstream_a: Upstream, upstream_b: Upstream) -> None:  # type: ignore[no-untyped-def]
+def test_breaker_opens_and_is_skipped(
+    start_gateway, upstream_a: Upstream, upstream_b: Upstream
+) -> None:  # type: ignore[no-untyped-def]
     gateway = start_gateway(
-        [upstream_a.url], breaker={"reset_timeout_ms": 600, "timeout_ms": 700}, retry={"max_attempts": 1}
+        [upstream_a.url],
+        breaker={"reset_timeout_ms": 600, "timeout_ms": 700},
+        retry={"max_attempts": 1},
     )
     for _ in range(3):
         assert gateway.request("/api/status/500").status == 500
     assert reason(gateway, "/api/json") == (503, "no_healthy_upstream")
     stats = gateway.request("/cb-stats").json
     assert stats[upstream_a.url]["state"] == "open"
-    assert f'nexus_circuit_breaker_opens_total{{upstream="{upstream_a.url}"}} 1.0' in gateway.metrics()
+    assert (
+        f'nexus_circuit_breaker_opens_total{{upstream="{upstream_a.url}"}} 1.0' in gateway.metrics()
+    )
     time.sleep(0.7)
     assert gateway.request("/api/json").status == 200
     assert gateway.request("/cb-stats").json[upstream_a.url]["state"] == "closed"
 
 
-def test_discovery_adds_drains_and_ignores_nonsense(start_gateway, upstream_a: Upstream, upstream_b: Upstream) -> None:  # type: ignore[no-untyped-def]
+def test_discovery_adds_drains_and_ignores_nonsense(
+    start_gateway, upstream_a: Upstream, upstream_b: Upstream
+) -> None:  # type: ignore[no-untyped-def]
     gateway = start_gateway([upstream_a.url])
 
     def names(n: int = 6) -> set[str | None]:
@@ -177,5 +194,3 @@ def test_pool_is_bounded_and_queued_for(start_gateway, upstream_a: Upstream) -> 
     assert reason(gateway, "/api/text") == (503, "upstream_queue_full")
     assert [c.read().status for c in clients] == [200] * 4
     assert upstream_a.connections - before <= 2
-
-

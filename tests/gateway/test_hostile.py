@@ -47,7 +47,11 @@ def test_bad_chunks_are_refused_and_their_connection_is_not_used_again(
         client.close()
     for upstream in (upstream_a, upstream_b):
         assert not [s for s in upstream.seen if "smuggled" in s.path]
-        assert not [s for s in upstream.seen if s.line.startswith(b"POST /echo") and b"chunked" in s.head and s.body == b"hello0"]
+        assert not [
+            s
+            for s in upstream.seen
+            if s.line.startswith(b"POST /echo") and b"chunked" in s.head and s.body == b"hello0"
+        ]
 
 
 def test_every_refusal_has_a_request_id_and_a_metric(gateway: GatewayProcess) -> None:
@@ -94,7 +98,9 @@ def test_silence_is_closed_without_a_word(gateway: GatewayProcess) -> None:
     assert time.monotonic() - start > 1.5, "keep-alive is 2 s"
 
 
-def test_stalled_body_is_408(gateway: GatewayProcess, upstream_a: Upstream, upstream_b: Upstream) -> None:
+def test_stalled_body_is_408(
+    gateway: GatewayProcess, upstream_a: Upstream, upstream_b: Upstream
+) -> None:
     client = gateway.client()
     client.send(b"POST /api/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf")
     response = client.read()
@@ -133,7 +139,9 @@ def test_many_idle_connections_do_not_matter(gateway: GatewayProcess) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 5, 17, 40, 60])
-def test_a_client_that_leaves_anywhere_leaves_nothing_behind(gateway: GatewayProcess, cut: int) -> None:
+def test_a_client_that_leaves_anywhere_leaves_nothing_behind(
+    gateway: GatewayProcess, cut: int
+) -> None:
     request = b"POST /api/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\nhalf a body"
     for _ in range(5):
         client = gateway.client()

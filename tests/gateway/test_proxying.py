@@ -27,19 +27,35 @@ def enveloped(response: Response) -> object:
     return document["data"]
 
 
-def test_request_fields(gateway: GatewayProcess, upstream_a: Upstream, upstream_b: Upstream) -> None:
+def test_request_fields(
+    gateway: GatewayProcess, upstream_a: Upstream, upstream_b: Upstream
+) -> None:
     response = gateway.request(
-        "/api/echo?q=1&fields", "GET", None,
-        "Authorization: Bearer t", "X-Request-Id: theirs", "X-Internal-Secret: s",
-        "X-Admin-Override: 1", "X-Forwarded-For: 6.6.6.6", "X-Forwarded-Host: evil",
-        "X-Real-IP: 6.6.6.6", "Forwarded: for=6.6.6.6", "X_Forwarded_For: 6.6.6.6",
-        "Connection: X-Hop", "X-Hop: 1", "TE: trailers", "X-Stays: a", "X-Stays: b",
+        "/api/echo?q=1&fields",
+        "GET",
+        None,
+        "Authorization: Bearer t",
+        "X-Request-Id: theirs",
+        "X-Internal-Secret: s",
+        "X-Admin-Override: 1",
+        "X-Forwarded-For: 6.6.6.6",
+        "X-Forwarded-Host: evil",
+        "X-Real-IP: 6.6.6.6",
+        "Forwarded: for=6.6.6.6",
+        "X_Forwarded_For: 6.6.6.6",
+        "Connection: X-Hop",
+        "X-Hop: 1",
+        "TE: trailers",
+        "X-Stays: a",
+        "X-Stays: b",
         "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-    )  # fmt: skip
+    )
     assert response.status == 200
     seen = last_seen("/echo?q=1&fields", upstream_a, upstream_b)
     assert seen.line == b"GET /echo?q=1&fields HTTP/1.1"
-    assert seen.values("host") == [f"127.0.0.1:{(upstream_a if seen in upstream_a.seen else upstream_b).port}"]
+    assert seen.values("host") == [
+        f"127.0.0.1:{(upstream_a if seen in upstream_a.seen else upstream_b).port}"
+    ]
     assert seen.values("authorization") == ["Bearer t"]
     assert seen.values("x-stays") == ["a", "b"]
     assert seen.values("x-forwarded-for") == ["127.0.0.1"]
@@ -52,7 +68,9 @@ def test_request_fields(gateway: GatewayProcess, upstream_a: Upstream, upstream_
     [request_id] = seen.values("x-request-id")
     assert re.fullmatch(r"nexus-\d{13}-[0-9a-f]{12}", request_id)
     assert response.value("x-request-id") == request_id
-    gone = "x-internal-secret x-admin-override x-real-ip forwarded x_forwarded_for x-hop te connection"
+    gone = (
+        "x-internal-secret x-admin-override x-real-ip forwarded x_forwarded_for x-hop te connection"
+    )
     for name in gone.split():
         assert seen.values(name) == [], name
 
@@ -60,11 +78,16 @@ def test_request_fields(gateway: GatewayProcess, upstream_a: Upstream, upstream_
 @pytest.mark.parametrize(
     ("path", "target"),
     [
-        ("/api", "/"), ("/api/", "/"), ("/api/echo", "/echo"), ("/api//echo", "/echo"),
-        ("/api/x/../echo", "/echo"), ("/./api/echo", "/echo"), ("/api/%65cho", "/echo"),
+        ("/api", "/"),
+        ("/api/", "/"),
+        ("/api/echo", "/echo"),
+        ("/api//echo", "/echo"),
+        ("/api/x/../echo", "/echo"),
+        ("/./api/echo", "/echo"),
+        ("/api/%65cho", "/echo"),
         ("/api/echo?a=/../b", "/echo?a=/../b"),
     ],
-)  # fmt: skip
+)
 def test_one_path_is_matched_and_forwarded(
     gateway: GatewayProcess, upstream_a: Upstream, upstream_b: Upstream, path: str, target: str
 ) -> None:
@@ -72,7 +95,9 @@ def test_one_path_is_matched_and_forwarded(
     assert last_seen(target, upstream_a, upstream_b)
 
 
-@pytest.mark.parametrize("path", ["/", "/apix/echo", "/api/../echo", "/xapi", "/health/x", "/API/echo"])
+@pytest.mark.parametrize(
+    "path", ["/", "/apix/echo", "/api/../echo", "/xapi", "/health/x", "/API/echo"]
+)
 def test_other_paths_are_404(gateway: GatewayProcess, path: str) -> None:
     response = gateway.request(path)
     assert response.status == 404
@@ -94,10 +119,16 @@ def test_json_is_enveloped_around_its_bytes(gateway: GatewayProcess) -> None:
 
 @pytest.mark.parametrize(
     ("path", "data"),
-    [("/api/chunked", [1, 2, 3]), ("/api/chunked-at-once", []), ("/api/until-close", [1, 2]),
-     ("/api/slow-json", [1, 2]), ("/api/utf8", json.loads(JSON)), ("/api/status/404", {"code": 404}),
-     ("/api/status/500", {"code": 500})],
-)  # fmt: skip
+    [
+        ("/api/chunked", [1, 2, 3]),
+        ("/api/chunked-at-once", []),
+        ("/api/until-close", [1, 2]),
+        ("/api/slow-json", [1, 2]),
+        ("/api/utf8", json.loads(JSON)),
+        ("/api/status/404", {"code": 404}),
+        ("/api/status/500", {"code": 500}),
+    ],
+)
 def test_enveloped_however_it_is_framed(gateway: GatewayProcess, path: str, data: object) -> None:
     response = gateway.request(path)
     assert response.complete
@@ -106,10 +137,20 @@ def test_enveloped_however_it_is_framed(gateway: GatewayProcess, path: str, data
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/api/latin1", JSON), ("/api/problem", JSON), ("/api/ndjson", JSON), ("/api/text", b"plain text"),
-     ("/api/empty", b""), ("/api/no-transform", JSON), ("/api/gzip", gzip.compress(JSON)),
-     ("/api/206", b"{"), ("/api/204", b""), ("/api/304", b""), ("/api/chunked-empty", b"")],
-)  # fmt: skip
+    [
+        ("/api/latin1", JSON),
+        ("/api/problem", JSON),
+        ("/api/ndjson", JSON),
+        ("/api/text", b"plain text"),
+        ("/api/empty", b""),
+        ("/api/no-transform", JSON),
+        ("/api/gzip", gzip.compress(JSON)),
+        ("/api/206", b"{"),
+        ("/api/204", b""),
+        ("/api/304", b""),
+        ("/api/chunked-empty", b""),
+    ],
+)
 def test_passed_untouched(gateway: GatewayProcess, path: str, body: bytes) -> None:
     response = gateway.request(path)
     assert response.complete
@@ -127,7 +168,9 @@ def test_head(gateway: GatewayProcess) -> None:
     assert response.value("content-length") is None, "that of the envelope is not known"
     assert gateway.request("/api/head-text", "HEAD").value("content-length") == "20"
     client = gateway.client()
-    client.send(b"HEAD /api/head HTTP/1.1\r\nHost: a\r\n\r\nGET /api/text HTTP/1.1\r\nHost: a\r\n\r\n")
+    client.send(
+        b"HEAD /api/head HTTP/1.1\r\nHost: a\r\n\r\nGET /api/text HTTP/1.1\r\nHost: a\r\n\r\n"
+    )
     assert client.read("HEAD").status == 200
     assert client.read().body == b"plain text"
 
@@ -151,7 +194,11 @@ def test_chunked_request_body_without_extensions_and_trailers(
 ) -> None:
     client = gateway.client()
     client.send(b"POST /api/echo?chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n")
-    for part in (b"5;ext=1\r\nhel", b"lo\r\n1\r\n \r\n5\r\nworld\r\n0\r\nX-", b"Trailer: y\r\n\r\n"):
+    for part in (
+        b"5;ext=1\r\nhel",
+        b"lo\r\n1\r\n \r\n5\r\nworld\r\n0\r\nX-",
+        b"Trailer: y\r\n\r\n",
+    ):
         client.send(part)
         time.sleep(0.02)
     response = client.read()
@@ -176,7 +223,7 @@ def test_pipelined_requests_are_answered_in_order(gateway: GatewayProcess) -> No
 def test_pipelined_bodies(gateway: GatewayProcess) -> None:
     client = gateway.client()
     one = b"POST /api/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\none"
-    two = b"POST /api/echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\ntwo\r\n0\r\n\r\n"
+    two = b"POST /api/echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\ntwo\r\n0\r\n\r\n"  # noqa: E501
     for byte in one + two + one:
         client.send(bytes([byte]))
     for expected in (b"one", b"two", b"one"):
@@ -211,7 +258,7 @@ def test_http10_client_gets_an_unframed_stream(gateway: GatewayProcess) -> None:
 def test_expect_100_continue_is_relayed(gateway: GatewayProcess) -> None:
     client = gateway.client()
     client.send(
-        b"POST /api/continue HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+        b"POST /api/continue HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"  # noqa: E501
     )
     assert client.read_head() == b"HTTP/1.1 100 Continue"
     client.send(b"body")
@@ -272,7 +319,9 @@ def test_events_arrive_as_they_are_sent(gateway: GatewayProcess) -> None:
     assert arrivals[2] - arrivals[1] > 0.1
 
 
-def test_connections_are_reused(gateway: GatewayProcess, upstream_a: Upstream, upstream_b: Upstream) -> None:
+def test_connections_are_reused(
+    gateway: GatewayProcess, upstream_a: Upstream, upstream_b: Upstream
+) -> None:
     before = upstream_a.connections + upstream_b.connections
     client = gateway.client()
     for _ in range(30):

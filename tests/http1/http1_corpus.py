@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (one case per line reads better than wrapped bytes)
 """Malformed and ambiguous messages with what each is refused for, and valid ones with what they mean.
 
 Written from RFC 9110, RFC 9112 and the published classes of request smuggling. Each bad request is
@@ -86,12 +87,11 @@ def _hosts() -> list[tuple[str, bytes, int, str]]:
         b"a%zz", b"<a>", b"a\xff", b"a|b", b"a^b", b"a`b", b'"a"', b"[g::]", b"a" * 256, b"[]",
         b":80", b"a:-1", b"a:+1", b"a: 80",
     ]  # fmt: skip
-    cases = [
+    return [
         (f"host {v[:12]!r}", _head(host=b"Host: " + v), 400, "bad_host")
         for v in bad
         if b"," not in v
     ]
-    return cases
 
 
 def _nominations() -> list[tuple[str, bytes, int, str]]:

@@ -6,13 +6,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from http1_backends import kernel
+from http1_corpus import BAD_CHUNKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexus.errors import HttpError
-
-from http1_backends import kernel
-from http1_corpus import BAD_CHUNKS
 
 
 def drain(decoder: Any, data: bytes, cuts: list[int]) -> tuple[bytes, int, bool]:
@@ -46,11 +45,14 @@ def test_bad_chunks(http1: ModuleType, data: bytes, reason: str) -> None:
         (b"0\r\n\r\n", b""),
         (b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
         (b"5;name=value\r\nhello\r\n000\r\n\r\n", b"hello"),
-        (b'3;a;b="c"\r\nabc\r\nA\r\n0123456789\r\na\r\n0123456789\r\n0;x\r\n\r\n', b"abc" + b"0123456789" * 2),
+        (
+            b'3;a;b="c"\r\nabc\r\nA\r\n0123456789\r\na\r\n0123456789\r\n0;x\r\n\r\n',
+            b"abc" + b"0123456789" * 2,
+        ),
         (b"1\r\n\r\r\n1\r\n\n\r\n0\r\nTrailer: x\r\nOther: y\r\n\r\n", b"\r\n"),
         (b"000000000000005\r\nhello\r\n0\r\n\r\n", b"hello"),
     ],
-)  # fmt: skip
+)
 def test_good_chunks_and_where_the_body_ends(
     http1: ModuleType, data: bytes, payload: bytes
 ) -> None:

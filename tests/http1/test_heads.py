@@ -6,14 +6,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from http1_backends import kernel
+from http1_corpus import BAD_REQUESTS, BAD_RESPONSES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexus._speedups import http1_table as table
 from nexus.errors import HttpError
-
-from http1_backends import kernel
-from http1_corpus import BAD_REQUESTS, BAD_RESPONSES
 
 LIMITS = (32_768, 8192, 100)
 
@@ -91,15 +90,35 @@ def test_a_plain_get(http1: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("raw", "path"),
     [
-        (b"/", b"/"), (b"/a", b"/a"), (b"/a/", b"/a/"), (b"//a//b", b"/a/b"), (b"/./a", b"/a"),
-        (b"/a/./b", b"/a/b"), (b"/a/../b", b"/b"), (b"/a/..", b"/"), (b"/a/b/..", b"/a/"),
-        (b"/a/.", b"/a/"), (b"/%41%7e", b"/A~"), (b"/%e4", b"/%E4"), (b"/a%2eb", b"/a.b"),
-        (b"/a/%2e%2e/b", b"/b"), (b"/a/.b", b"/a/.b"), (b"/a/..b", b"/a/..b"), (b"/...", b"/..."),
-        (b"/a b"[:2], b"/a"), (b"/{x}|", b"/%7Bx%7D%7C"), (b"/a;b=c", b"/a;b=c"), (b"/%20", b"/%20"),
-        (b"/%25", b"/%25"), (b"/%252e%252e/", b"/%252e%252e/"), (b"//", b"/"), (b"/a//", b"/a/"),
-        (b"/[x]", b"/%5Bx%5D"), (b"/api%3Fx", b"/api%3Fx"),
+        (b"/", b"/"),
+        (b"/a", b"/a"),
+        (b"/a/", b"/a/"),
+        (b"//a//b", b"/a/b"),
+        (b"/./a", b"/a"),
+        (b"/a/./b", b"/a/b"),
+        (b"/a/../b", b"/b"),
+        (b"/a/..", b"/"),
+        (b"/a/b/..", b"/a/"),
+        (b"/a/.", b"/a/"),
+        (b"/%41%7e", b"/A~"),
+        (b"/%e4", b"/%E4"),
+        (b"/a%2eb", b"/a.b"),
+        (b"/a/%2e%2e/b", b"/b"),
+        (b"/a/.b", b"/a/.b"),
+        (b"/a/..b", b"/a/..b"),
+        (b"/...", b"/..."),
+        (b"/a b"[:2], b"/a"),
+        (b"/{x}|", b"/%7Bx%7D%7C"),
+        (b"/a;b=c", b"/a;b=c"),
+        (b"/%20", b"/%20"),
+        (b"/%25", b"/%25"),
+        (b"/%252e%252e/", b"/%252e%252e/"),
+        (b"//", b"/"),
+        (b"/a//", b"/a/"),
+        (b"/[x]", b"/%5Bx%5D"),
+        (b"/api%3Fx", b"/api%3Fx"),
     ],
-)  # fmt: skip
+)
 def test_the_path_has_one_form(http1: ModuleType, raw: bytes, path: bytes) -> None:
     head = request_head(http1)
     data = b"GET " + raw + b" HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -142,7 +161,7 @@ def test_hop_by_hop_fields_and_nominated_ones_go_no_further(http1: ModuleType) -
         b"GET / HTTP/1.1\r\nHost: a\r\nConnection: X-Hop, keep-alive\r\nKeep-Alive: 5\r\n"
         b"X-Hop: 1\r\nTE: trailers\r\nTrailer: x\r\nProxy-Connection: y\r\nUpgrade: h2c\r\n"
         b"HTTP2-Settings: AAMA\r\nProxy-Authorization: z\r\nX-Stays:  1 \r\nx-hop: 2\r\n"
-        b"X_Under: 1\r\nX-Internal-Secret: s\r\nX-Admin-Override: 1\r\nCookie: a\r\nX-Stays: 2\r\n\r\n"
+        b"X_Under: 1\r\nX-Internal-Secret: s\r\nX-Admin-Override: 1\r\nCookie: a\r\nX-Stays: 2\r\n\r\n"  # noqa: E501
     )
     head.parse(data, 0, len(data))
     drop = table.HOP | table.FRAMING | table.SECRET | table.UNDERSCORE
@@ -154,12 +173,18 @@ def test_hop_by_hop_fields_and_nominated_ones_go_no_further(http1: ModuleType) -
 @pytest.mark.parametrize(
     ("version", "connection", "kept"),
     [
-        (b"1.1", None, True), (b"1.0", None, False), (b"1.1", b"close", False),
-        (b"1.0", b"keep-alive", True), (b"1.0", b"Keep-Alive", True), (b"1.1", b"CLOSE", False),
-        (b"1.1", b"keep-alive, close", False), (b"1.0", b"close, keep-alive", False),
-        (b"1.1", b", ,x", True), (b"1.1", b"", True),
+        (b"1.1", None, True),
+        (b"1.0", None, False),
+        (b"1.1", b"close", False),
+        (b"1.0", b"keep-alive", True),
+        (b"1.0", b"Keep-Alive", True),
+        (b"1.1", b"CLOSE", False),
+        (b"1.1", b"keep-alive, close", False),
+        (b"1.0", b"close, keep-alive", False),
+        (b"1.1", b", ,x", True),
+        (b"1.1", b"", True),
     ],
-)  # fmt: skip
+)
 def test_keep_alive(
     http1: ModuleType, version: bytes, connection: bytes | None, kept: bool
 ) -> None:
@@ -190,9 +215,10 @@ def test_framing_expectation_and_upgrade(http1: ModuleType) -> None:
     assert not parse(b"Upgrade: websocket", start=b"GET / HTTP/1.1").upgrade
     assert not parse(b"Connection: Upgrade", b"Upgrade: h2c", start=b"GET / HTTP/1.1").upgrade
     assert not parse(*websocket, b"Content-Length: 5", start=b"GET / HTTP/1.1").upgrade
-    assert parse(b"X-Forwarded-For: 1", b"x-forwarded-for: 2").joined(
-        table.field(b"x-forwarded-for")
-    ) == b"1, 2"  # fmt: skip
+    assert (
+        parse(b"X-Forwarded-For: 1", b"x-forwarded-for: 2").joined(table.field(b"x-forwarded-for"))
+        == b"1, 2"
+    )
 
 
 def test_a_response(http1: ModuleType) -> None:
@@ -217,12 +243,35 @@ def test_status_lines_with_and_without_reason(http1: ModuleType, line: bytes) ->
 
 
 PIECES = [
-    b"GET / HTTP/1.1\r\n", b"POST /a%2e?b HTTP/1.1\r\n", b"Host: a\r\n", b"Host: b:80\r\n",
-    b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: x, chunked\r\n",
-    b"Connection: close, x-a\r\n", b"X-A: b\r\n", b"X_b:c\r\n", b"Expect: 100-continue\r\n", b"\r\n",
-    b"\n", b"\r", b" ", b"\t", b":", b"\0", b"\xff", b"A", b"HTTP/1.0", b"Upgrade: websocket\r\n",
-    b"GET http://a/ HTTP/1.0\r\n", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 304\r\n", b"%", b"..", b"/",
-]  # fmt: skip
+    b"GET / HTTP/1.1\r\n",
+    b"POST /a%2e?b HTTP/1.1\r\n",
+    b"Host: a\r\n",
+    b"Host: b:80\r\n",
+    b"Content-Length: 5\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Transfer-Encoding: x, chunked\r\n",
+    b"Connection: close, x-a\r\n",
+    b"X-A: b\r\n",
+    b"X_b:c\r\n",
+    b"Expect: 100-continue\r\n",
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b" ",
+    b"\t",
+    b":",
+    b"\0",
+    b"\xff",
+    b"A",
+    b"HTTP/1.0",
+    b"Upgrade: websocket\r\n",
+    b"GET http://a/ HTTP/1.0\r\n",
+    b"HTTP/1.1 200 OK\r\n",
+    b"HTTP/1.0 304\r\n",
+    b"%",
+    b"..",
+    b"/",
+]
 
 
 def outcome(head: Any, data: bytes, cuts: list[int]) -> object:
