@@ -70,6 +70,7 @@ cdef class Link:
     cdef Py_ssize_t tail_count
     cdef ReplyScanner scanner
     cdef bint flush_due
+    cdef bint closing
     cdef public bint congested
     cdef list waiters
     cdef public Receiver pin                 # the one client of a dedicated link

@@ -149,6 +149,7 @@ class Link:
         self.tail_count = 0
         self.scanner = ReplyScanner()
         self.flush_due = False
+        self.closing = False
         self.congested = False
         self.waiters: list[Receiver] = []
         self.pin: Any = None
@@ -209,6 +210,7 @@ class Link:
         self.transport = transport
         self.scanner = ReplyScanner()
         self.state = UP
+        self.closing = False
         self.sample_at = 0
         transport.set_write_buffer_limits(high=self.plane.link_high, low=self.plane.link_low)
         transport.set_protocol(self)
@@ -227,8 +229,9 @@ class Link:
             self.transport.write_eof()
 
     def close(self) -> None:
-        """Drop the connection at once."""
+        """Drop the connection at once; what it still sends is not believed."""
         if self.transport is not None:
+            self.closing = True
             self.transport.abort()
 
     def pause(self, paused: bool) -> None:
@@ -310,7 +313,7 @@ class Link:
 
     def _take(self, data: bytearray, size: int) -> None:
         position = 0
-        while position < size:
+        while position < size and not self.closing:
             if self.head is None and not self._advance():
                 # A splice begins behind the replies to what was replayed in front of it.
                 if self.splice:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nexus._speedups.respscan import BIG, COMMAND, ERROR, INLINE, CommandScanner, arguments
 from nexus.cacheproxy.commands import COMMANDS, Kind
 from nexus.cacheproxy.dial import command
-from nexus.cacheproxy.flow import BARRIER, PIN_WAIT, Client, Link, Receiver
+from nexus.cacheproxy.flow import BARRIER, DOWN, PIN_WAIT, Client, Link, Receiver
 from nexus.cacheproxy.inline import split_inline
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ PROBE: Final = int(Kind.PROBE)
 _BULK_PING: Final = bytearray(command(b"PING"))
 #: ``-NEXUS…`` is ours, never Redis's.
 _PUSHED_OUT: Final = b"-ERR max number of clients reached\r\n"
+
+
+#: Errors of EXEC behind which the connection is certainly outside of MULTI.
+_EXEC_IS_OVER: Final = (b"-EXECABORT", b"-ERR EXEC without MULTI")
+_EXEC_LEAD: Final = 24
 
 
 class Action(IntEnum):
@@ -93,6 +98,32 @@ class Watch(Receiver):
     def lost(self, count: int, partial: bool, error: bytes) -> None:
         if self.action != Action.HIDDEN:
             self.session.lost(count, partial, error)
+
+
+class SharedExec(Receiver):
+    """Stands in a shared link's FIFO for the session whose transaction ends there.
+
+    A server that refuses EXEC itself (renamed, say) may still be inside MULTI: such a link is
+    closed at once, before it queues what other clients send.
+    """
+
+    __slots__ = ("_lead", "_link", "_session")
+
+    def __init__(self, session: Session, link: Link) -> None:
+        super().__init__()
+        self._session = session
+        self._link = link
+        self._lead = b""
+
+    def deliver(self, data: bytearray, start: int, end: int, done: int) -> None:
+        if len(self._lead) < _EXEC_LEAD:
+            self._lead += bytes(data[start : min(end, start + _EXEC_LEAD)])
+        if done and self._lead.startswith(b"-") and not self._lead.startswith(_EXEC_IS_OVER):
+            self._link.close()
+        self._session.deliver(data, start, end, done)
+
+    def lost(self, count: int, partial: bool, error: bytes) -> None:
+        self._session.lost(count, partial, error)
 
 
 class Session(Client):
@@ -334,18 +365,27 @@ class Session(Client):
         return int(known.kind) if known is not None else PROBE
 
     def _whole_transaction(self, data: bytearray, start: int, stop: int, end: int) -> int:
-        """Forward MULTI … EXEC in one piece down the shared link; 0: it is not all there, or not
-        plain. Contiguous in the link's output, it cannot mix with other clients' commands; and
-        without WATCH, no state is left behind by EXEC or DISCARD."""
+        """Forward MULTI … EXEC in one piece down the shared link.
+
+        Returns 0 where it is not all there, or not plain. Contiguous in the link's output, it
+        cannot mix with other clients' commands; without WATCH, EXEC leaves no state behind.
+        """
         ahead = CommandScanner(self.plane.table, self.plane.bulk_limit, self.plane.big_command)
         if ahead.scan(data, stop, end, SHARED) != COMMAND:
             return 0
-        last = arguments(data, ahead.run_end, ahead.command_end)
-        if last[0].lower() not in (b"exec", b"discard"):
-            return 0
         if ahead.command_end - start > self.plane.big_command:
             return 0
-        self.forward(data, start, ahead.command_end, ahead.run_count + 2)
+        last = arguments(data, ahead.run_end, ahead.command_end)
+        if len(last) != 1 or last[0].lower() != b"exec":
+            return 0
+        self.forward(data, start, ahead.run_end, ahead.run_count + 1)
+        if self.link.state == DOWN:
+            self.forward(data, ahead.run_end, ahead.command_end, 1)
+            return ahead.command_end
+        self.plane.shared_commands += 1
+        exec_ = SharedExec(self, self.link)
+        self.link.send(exec_, data, ahead.run_end, ahead.command_end, 1)
+        self.expecting(1)
         return ahead.command_end
 
     def _big(self, start: int) -> int:

@@ -44,9 +44,10 @@ def test_whole_transaction_goes_shared(proxy: Proxy) -> None:
     with proxy.raw() as raw:
         raw.write(encode("MULTI") + encode("INCR", "n") + encode("INCR", "n") + encode("EXEC"))
         assert raw.replies(4) == [b"+OK\r\n", b"+QUEUED\r\n", b"+QUEUED\r\n", b"*2\r\n:1\r\n:2\r\n"]
+        assert int(proxy.stats()["pins"]) == before
         raw.write(encode("MULTI") + encode("INCR", "n") + encode("DISCARD") + encode("GET", "n"))
         assert raw.replies(4) == [b"+OK\r\n", b"+QUEUED\r\n", b"+OK\r\n", b"$1\r\n2\r\n"]
-    assert int(proxy.stats()["pins"]) == before
+    assert int(proxy.stats()["pins"]) == before + 1
 
 
 def test_transaction_in_steps_is_pinned_and_given_back(proxy: Proxy) -> None:
