@@ -51,6 +51,18 @@ def kernel_sources() -> dict[str, str]:
     return found
 
 
+def types_changed() -> bool:
+    """Whether a ``.pxd`` is newer than what was generated with it.
+
+    Cython looks for the types of a source beside the source's own name, and so does not see that
+    ``_x_py.py`` depends on ``_x_c.pxd``, nor on those that it cimports. A layout that changed in
+    one module and not in another would corrupt memory, so all are translated again.
+    """
+    generated = [path.stat().st_mtime for path in (HERE / "build" / "cython").rglob("*.c")]
+    types = [path.stat().st_mtime for path in HERE.glob("nexus/**/*.pxd")]
+    return bool(generated and types) and max(types) > min(generated)
+
+
 def extensions() -> list[Extension]:
     if NO_EXTENSIONS:
         say("NEXUS_NO_EXTENSIONS is set: pure-Python kernels")
@@ -76,6 +88,7 @@ def extensions() -> list[Extension]:
             modules,
             build_dir="build/cython",
             nthreads=os.cpu_count() or 1,
+            force=types_changed(),
             compiler_directives={
                 "language_level": 3,
                 "boundscheck": False,
