@@ -86,7 +86,7 @@ class Phases:
         route = self.router.match(head.path)  # type: ignore[union-attr]
         exchange.route = route
         if self.blocked is not None and self.blocked(exchange.ip):
-            exchange.reject(403, "address_blocked", "This address is blocked.")
+            exchange.reject(403, "blocked", "This address is blocked.")
             return
         if self.limit is not None and (route is None or route.limited):
             taken = self._table.take(

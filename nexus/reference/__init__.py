@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nexus.cacheproxy import commands
-from nexus.reference import configuration, metrics
+from nexus.reference import configuration, errors, metrics
 
 __all__ = ["PAGES"]
 
@@ -17,5 +17,6 @@ __all__ = ["PAGES"]
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "commands.md": commands.markdown,
     "configuration.md": configuration.render,
+    "errors.md": errors.render,
     "metrics.md": metrics.render,
 }

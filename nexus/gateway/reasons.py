@@ -1,0 +1,60 @@
+"""Why the gateway answered a request itself, or broke one off: every reason code of its own.
+
+A reason is in the reply's JSON, a field of the access log and a label of
+``nexus_rejections_total``. Those of the HTTP/1.1 parser are in ``_speedups/http1_table.py``; both
+make ``docs/errors.md``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["REASONS"]
+
+#: reason → (status, when). Status 0: the head of a response was out already, so the connection was
+#: closed; 499: the client was gone (in logs and metrics only).
+REASONS: Final[dict[str, tuple[int, str]]] = {
+    # The request itself
+    "head_timeout": (408, "the request head was not complete within `timeouts.head`"),
+    "body_timeout": (408, "the request body stood still for `timeouts.body_idle`"),
+    "body_too_slow": (408, "the request body came below the least rate"),
+    "body_too_large": (413, "the request body is above `limits.body_bytes`"),
+    "too_many_connections": (503, "`limits.connections` of this worker are open"),
+    "client_disconnected": (499, "the client closed before the response was complete"),
+    # Policies
+    "blocked": (403, "the client's address is on the block list"),
+    "rate_limited": (429, "the client's address has used up its bucket"),
+    "no_route": (404, "no route has this path"),
+    "method_not_allowed": (405, "the route has this path, but not for this method"),
+    # POST /auth/token
+    "auth_disabled": (404, "`auth.enabled` is false, so there are no tokens to be had"),
+    "bad_json": (400, "the body is not a JSON object"),
+    "missing_field": (400, "`client_id` or `client_secret` is missing"),
+    "bad_field": (400, "`client_id` or `client_secret` is not text, or empty"),
+    "bad_credentials": (401, "no such client, or a wrong secret"),
+    # Tokens
+    "missing_token": (401, "no Authorization field"),
+    "bad_scheme": (401, "the Authorization field is not `Bearer <token>`"),
+    "malformed_token": (401, "the token is not a JSON Web Token"),
+    "bad_algorithm": (401, "the token is signed by an algorithm that is not allowed"),
+    "bad_signature": (401, "the token is not signed by us"),
+    "expired": (401, "the token has expired"),
+    "not_yet_valid": (401, "the token is not valid yet"),
+    "missing_claim": (401, "the token lacks `exp` or `client_id`"),
+    "bad_claim": (401, "a claim of the token has the wrong type"),
+    # Upstreams
+    "no_healthy_upstream": (503, "no upstream is in rotation, or every breaker is open"),
+    "upstream_queue_full": (503, "`upstream.queue_size` requests wait for a connection already"),
+    "queue_timeout": (504, "no upstream connection became free in time"),
+    "pool_full": (503, "the pool has neither a connection nor a place in its queue"),
+    "connect_refused": (502, "the upstream refused the connection"),
+    "connect_timeout": (504, "the upstream did not accept within `timeouts.connect`"),
+    "tls_error": (502, "the TLS handshake with the upstream failed"),
+    "upstream_timeout": (504, "no response head within `breaker.timeout_ms`"),
+    "upstream_stalled": (504, "the upstream stopped reading the request"),
+    "upstream_closed": (502, "the upstream closed before the response head was complete"),
+    "upstream_reset": (502, "the upstream reset the connection before the response head"),
+    "upstream_too_many_1xx": (502, "the upstream sent informational responses without end"),
+    "upstream_truncated": (0, "the upstream broke off within the response body"),
+    "stream_idle": (0, "the response body stood still for `timeouts.stream_idle`"),
+}
