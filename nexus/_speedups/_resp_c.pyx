@@ -39,7 +39,7 @@ from nexus.errors import RespError
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
 
-__all__ = ["ReplyDecoder", "RequestDecoder"]
+__all__ = ["ReplyDecoder", "RequestDecoder", "split_inline"]
 
 # Module globals are looked up in a dict at each use; these are C variables.
 cdef object INCOMPLETE = _INCOMPLETE
@@ -387,6 +387,15 @@ cdef inline char unescaped(char c) noexcept nogil:
     if c == b'a':
         return b'\a'
     return c
+
+
+def split_inline(bytes line not None):
+    """Words of an inline request; a NUL ends the line. See the Python twin."""
+    cdef Py_ssize_t size = 0
+    cdef const char* text = PyBytes_AS_STRING(line)
+    while size < PyBytes_GET_SIZE(line) and text[size] != 0:
+        size += 1
+    return split_words(text, size)
 
 
 cdef list split_words(const char* line, Py_ssize_t size):

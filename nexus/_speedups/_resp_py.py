@@ -45,7 +45,7 @@ from nexus.errors import RespError
 if TYPE_CHECKING:
     from nexus._speedups.resp_values import Incomplete, Value
 
-__all__ = ["ReplyDecoder", "RequestDecoder"]
+__all__ = ["ReplyDecoder", "RequestDecoder", "split_inline"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -252,7 +252,7 @@ class RequestDecoder(_Input):
         if end < 0:
             return None
         stop = end - 1 if end > self._pos and self._data[end - 1] == _CR else end
-        words = _split_words(bytes(self._data[self._pos : stop]))
+        words = split_inline(bytes(self._data[self._pos : stop]))
         if words is None:
             self._fail("Protocol error: unbalanced quotes in request")
         self._advance(end + 1)
@@ -308,15 +308,18 @@ class RequestDecoder(_Input):
         return True
 
 
-def _split_words(line: bytes) -> list[bytes] | None:
+def split_inline(line: bytes) -> list[bytes] | None:
     """Words of an inline request by the rules of Redis's ``sdssplitargs``; ``None``: bad quotes.
 
     Words are parted by blanks; ``"…"`` knows ``\\n \\r \\t \\b \\a \\xHH`` and takes any other
     escaped byte as itself; ``'…'`` knows only ``\\'``. A quote may open inside a word, and after
-    the closing one only a blank may follow. ``line`` holds no NUL and no LF.
+    the closing one only a blank may follow. A NUL ends the line, as in C.
     """
     words: list[bytes] = []
+    nul = line.find(_NUL)
     pos, end = 0, len(line)
+    if nul >= 0:
+        line, end = line[:nul], nul
     while True:
         while pos < end and line[pos] in _SPACE:
             pos += 1

@@ -1,7 +1,7 @@
 """The command table: what the cacheproxy knows about each Redis command, in one place.
 
 Everything that depends on the command derives from here: how it travels (:class:`Kind`), the
-scanner's table, ``docs/commands.md`` (``python -m nexus.cacheproxy.commands``). A test compares
+scanner's table, ``docs/commands.md`` (``make docs``). A test compares
 name, arity, flags and key positions with ``COMMAND`` of the server it runs on (Redis 7.0; the
 names that only 6.2 has are marked so in :data:`ONLY_6_2`). A command that is not here still works:
 it is forwarded on a connection of its own (:attr:`Kind.PROBE`).
@@ -45,6 +45,9 @@ class Kind(IntEnum):
     PROBE = 1 << 8
     #: Answered by the proxy.
     LOCAL = 1 << 9
+    #: Must get through while a script keeps Redis busy, when Redis refuses even ``SELECT``: on a
+    #: dedicated connection in whatever db it is; nothing else is sent there before its reply.
+    RESCUE = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,16 +188,16 @@ fcall -3 0 0 0 dedicated movablekeys no_mandatory_keys noscript skip_monitor sta
 fcall_ro -3 0 0 0 dedicated movablekeys no_mandatory_keys noscript readonly skip_monitor stale
 flushall -1 0 0 0 shared write
 flushdb -1 0 0 0 shared write
-function -2 0 0 0 dedicated
+function -2 0 0 0 container
 function|delete 3 0 0 0 dedicated noscript write
 function|dump 2 0 0 0 dedicated noscript
 function|flush -2 0 0 0 dedicated noscript write
 function|help 2 0 0 0 dedicated loading stale
-function|kill 2 0 0 0 dedicated allow_busy noscript
+function|kill 2 0 0 0 rescue allow_busy noscript
 function|list -2 0 0 0 dedicated noscript
 function|load -3 0 0 0 dedicated denyoom noscript write
 function|restore -3 0 0 0 dedicated denyoom noscript write
-function|stats 2 0 0 0 dedicated allow_busy noscript
+function|stats 2 0 0 0 rescue allow_busy noscript
 geoadd -5 1 1 1 shared denyoom write
 geodist -4 1 1 1 shared readonly
 geohash -2 1 1 1 shared readonly
@@ -333,7 +336,7 @@ script|debug 3 0 0 0 spliced noscript
 script|exists -3 0 0 0 dedicated noscript
 script|flush -2 0 0 0 dedicated noscript
 script|help 2 0 0 0 dedicated loading stale
-script|kill 2 0 0 0 dedicated allow_busy noscript
+script|kill 2 0 0 0 rescue allow_busy noscript
 script|load 3 0 0 0 dedicated noscript stale
 sdiff -2 1 -1 1 shared readonly
 sdiffstore -3 1 -1 1 shared denyoom write
@@ -343,7 +346,7 @@ setbit 4 1 1 1 shared denyoom write
 setex 4 1 1 1 shared denyoom write
 setnx 3 1 1 1 shared denyoom fast write
 setrange 4 1 1 1 shared denyoom write
-shutdown -1 0 0 0 spliced admin allow_busy loading no_multi noscript stale
+shutdown -1 0 0 0 rescue admin allow_busy loading no_multi noscript stale
 sinter -2 1 -1 1 shared readonly
 sintercard -3 0 0 0 shared movablekeys readonly
 sinterstore -3 1 -1 1 shared denyoom write
@@ -482,6 +485,7 @@ _TITLES: Final = {
     Kind.SPLICED: "raw bytes both ways from there on, on an own connection",
     Kind.PROBE: "own connection; spliced if Redis accepts it",
     Kind.LOCAL: "answered by the proxy",
+    Kind.RESCUE: "own connection, in whatever db, so that it works while Redis is busy",
 }
 
 
@@ -490,7 +494,7 @@ def markdown() -> str:
     lines = [
         "# Commands",
         "",
-        "Generated from `nexus/cacheproxy/commands.py` by `python -m nexus.cacheproxy.commands`;",
+        "Generated from `nexus/cacheproxy/commands.py` by `make docs`;",
         "checked against `COMMAND` of the real server in the tests. Commands that are not listed",
         "(modules, newer servers) work too: they are forwarded on a connection of their own.",
         "",
@@ -509,7 +513,3 @@ def markdown() -> str:
         )
     lines += ["| NEXUS | local | -2 | - | the proxy's own: `NEXUS HELP` |", ""]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")

@@ -10,8 +10,9 @@ from typing import Final
 from nexus._speedups.respscan import ReplyScanner
 from nexus.cacheproxy.target import Target
 from nexus.errors import RespError, UpstreamError
+from nexus.wire.resp import encode_command
 
-__all__ = ["DialError", "Identity", "command", "dial"]
+__all__ = ["DialError", "Identity", "dial"]
 
 #: Seconds for connect and handshake together; a healthy Redis answers within one.
 DIAL_SECONDS: Final = 3.0
@@ -41,11 +42,6 @@ class DialError(UpstreamError):
     def __init__(self, message: str, reply: bytes = b"") -> None:
         super().__init__(message, sent=False)
         self.reply: Final = reply
-
-
-def command(*args: bytes) -> bytes:
-    """One request as RESP."""
-    return b"*%d\r\n" % len(args) + b"".join(b"$%d\r\n%b\r\n" % (len(a), a) for a in args)
 
 
 async def dial(target: Target, who: Identity, protocol: int, db: int) -> asyncio.Transport:
@@ -85,13 +81,13 @@ def _requests(who: Identity, protocol: int, db: int) -> list[bytes]:
     requests = []
     login = (who.user or b"default", who.password) if who.password is not None else None
     if protocol == 3:
-        requests.append(command(b"HELLO", b"3", *((b"AUTH", *login) if login else ())))
+        requests.append(encode_command([b"HELLO", 3, *((b"AUTH", *login) if login else ())]))
     elif login:
         user = (login[0],) if who.user is not None else ()  # servers before 6 know no users
-        requests.append(command(b"AUTH", *user, login[1]))
+        requests.append(encode_command([b"AUTH", *user, login[1]]))
     if db:
-        requests.append(command(b"SELECT", b"%d" % db))
-    return [*requests, command(b"PING")]
+        requests.append(encode_command([b"SELECT", db]))
+    return [*requests, encode_command([b"PING"])]
 
 
 async def _connect(

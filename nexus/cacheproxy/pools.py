@@ -19,9 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from nexus.cacheproxy.dial import DialError, Identity, command, dial
+from nexus.cacheproxy.dial import DialError, Identity, dial
 from nexus.cacheproxy.flow import CONNECTING, DOWN, UP, Link, Plane, Receiver
 from nexus.cacheproxy.target import Target
+from nexus.wire.resp import encode_command
 
 if TYPE_CHECKING:
     from nexus.cacheproxy.session import Session
@@ -189,21 +190,29 @@ class Pools:
 
     # -- dedicated
 
-    def acquire(self, session: Session) -> Link | None:
-        """A dedicated link in ``session``'s state, or ``None``: it comes by ``pin_ready``."""
+    def acquire(self, session: Session, any_db: bool) -> Link | None:
+        """A dedicated link in ``session``'s state, or ``None``: it comes by ``pin_ready``.
+
+        ``any_db``: in whatever db it is, and at once where there is one, because Redis is busy.
+        """
         stack = self._warm.get((session.identity, session.protocol))
         while stack:
-            link = stack.pop()
-            if link.state == UP:
-                self._lend(link, session)
+            link = stack.pop(_fitting(stack, session))
+            if link.state != UP:
+                continue
+            if any_db or link.info.db == session.db:
+                self._lend(link, session, any_db)
                 return link
-        task = asyncio.get_running_loop().create_task(self._open(session))
+            self._select(link, session)
+            return None
+        task = asyncio.get_running_loop().create_task(self._open(session, any_db))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
         return None
 
-    async def _open(self, session: Session) -> None:
-        identity, protocol, db = session.identity, session.protocol, session.db
+    async def _open(self, session: Session, any_db: bool) -> None:
+        identity, protocol = session.identity, session.protocol
+        db = 0 if any_db else session.db
         try:
             transport = await dial(self.target, identity, protocol, db)
         except DialError as error:
@@ -216,25 +225,49 @@ class Pools:
         if session.closed:
             self.release(link)
             return
-        self._lend(link, session)
+        self._lend(link, session, any_db)
         session.pin_ready(link)
 
-    def _lend(self, link: Link, session: Session) -> None:
-        """Make the link what the session is; the replay goes in front of the first command."""
+    def _select(self, link: Link, session: Session) -> None:
+        """Lend the link once it is in the session's db.
+
+        Nothing may be sent behind the SELECT before Redis has accepted it: it would run in the
+        wrong db where Redis refuses (``-BUSY``).
+        """
+        request = bytearray(encode_command([b"SELECT", session.db]))
+        link.send(Selected(self, session, link), request, 0, len(request), 1)
+
+    def selected(self, link: Link, session: Session, refusal: bytes) -> None:
+        """Redis has answered the SELECT of :meth:`_select`; ``refusal`` is its error or empty."""
+        if not refusal:
+            link.info.db = session.db
+        if refusal or session.closed:
+            self.release(link)
+            if not session.closed:
+                session.pin_failed(refusal)
+            return
+        self._lend(link, session, bare=False)
+        session.pin_ready(link)
+
+    def _lend(self, link: Link, session: Session, bare: bool) -> None:
+        """Make the link what the session is; the replay goes in front of the first command.
+
+        ``bare``: without a replay.
+        """
         link.pin = session
+        if bare:
+            return
         state: LinkState = link.info
         replay = []
-        if state.db != session.db:
-            replay.append(command(b"SELECT", b"%d" % session.db))
-            state.db = session.db
         if state.name != session.name:
-            replay.append(command(b"CLIENT", b"SETNAME", session.name))
+            replay.append(encode_command([b"CLIENT", b"SETNAME", session.name]))
             state.name = session.name
         for attribute in state.library.keys() | session.library.keys():
             value = session.library.get(attribute, b"")
             if state.library.get(attribute, b"") != value:
-                replay.append(command(b"CLIENT", b"SETINFO", attribute, value))
+                replay.append(encode_command([b"CLIENT", b"SETINFO", attribute, value]))
                 state.library[attribute] = value
+        session.replaying = len(replay)
         for request in replay:
             data = bytearray(request)
             link.send(Replayed(session, link), data, 0, len(data), 1)
@@ -309,6 +342,38 @@ class Pools:
                 link.close()
 
 
+def _fitting(stack: list[Link], session: Session) -> int:
+    """Index of the link to take: the last used that is in the session's db, else the last used."""
+    for index in range(len(stack) - 1, max(-1, len(stack) - 9), -1):
+        if stack[index].info.db == session.db:
+            return index
+    return len(stack) - 1
+
+
+class Selected(Receiver):
+    """Waits for the reply to the SELECT in front of a loan."""
+
+    __slots__ = ("_lead", "_link", "_pools", "_session")
+
+    def __init__(self, pools: Pools, session: Session, link: Link) -> None:
+        super().__init__()
+        self._pools = pools
+        self._session = session
+        self._link = link
+        self._lead = b""
+
+    def deliver(self, data: bytearray, start: int, end: int, done: int) -> None:
+        self._lead += bytes(data[start:end])
+        if done:
+            refusal = self._lead if self._lead.startswith(b"-") else b""
+            self._pools.selected(self._link, self._session, refusal)
+
+    def lost(self, _count: int, _partial: bool, _error: bytes) -> None:
+        # The command was not sent: safe to retry, and said so.
+        if not self._session.closed:
+            self._session.pin_failed(self._pools.plane.loading)
+
+
 class Replayed(Receiver):
     """Swallows the reply to a replayed command; one that fails ends the client, on the spot."""
 
@@ -320,12 +385,14 @@ class Replayed(Receiver):
         self._link = link
         self._first = True
 
-    def deliver(self, data: bytearray, start: int, end: int, _done: int) -> None:
+    def deliver(self, data: bytearray, start: int, end: int, done: int) -> None:
         if self._first and end > start and data[start] == 45:  # '-'
             log.warning("redis refused a client's replayed state")
             self._link.close()  # it is not what its LinkState says
             self._session.abort()
         self._first = False
+        if done:
+            self._session.replayed()
 
     def pushed(self, data: bytearray, start: int, end: int) -> None:
         self._session.pushed(data, start, end)

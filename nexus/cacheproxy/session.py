@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nexus._speedups.respscan import BIG, COMMAND, ERROR, INLINE, CommandScanner, arguments
 from nexus.cacheproxy.commands import COMMANDS, Kind
-from nexus.cacheproxy.dial import command
 from nexus.cacheproxy.flow import BARRIER, DOWN, PIN_WAIT, Client, Link, Receiver
-from nexus.cacheproxy.inline import split_inline
+from nexus.wire.resp import encode_command, split_inline
 
 if TYPE_CHECKING:
     from nexus.cacheproxy.local import LocalCommands
@@ -34,8 +33,10 @@ PLAIN_WHEN_PINNED: Final = int(Kind.SHARED | Kind.DEDICATED | Kind.BLOCK_OPTION)
 CONTAINER: Final = int(Kind.CONTAINER)
 LOCAL: Final = int(Kind.LOCAL)
 PROBE: Final = int(Kind.PROBE)
+RESCUE: Final = int(Kind.RESCUE)
 
-_BULK_PING: Final = bytearray(command(b"PING"))
+_BULK_PING: Final = bytearray(encode_command([b"PING"]))
+_SPOILER: Final = bytearray(encode_command([b"NEXUS"]))
 #: ``-NEXUS…`` is ours, never Redis's.
 _PUSHED_OUT: Final = b"-ERR max number of clients reached\r\n"
 
@@ -130,6 +131,7 @@ class Session(Client):
     """A client connection; see the module."""
 
     __slots__ = (
+        "alone",
         "db",
         "eof_passed_on",
         "identity",
@@ -144,6 +146,7 @@ class Session(Client):
         "pools",
         "probing",
         "protocol",
+        "replaying",
         "shared",
         "watching",
     )
@@ -165,6 +168,10 @@ class Session(Client):
         self.watching = False
         #: Unknown commands whose reply is outstanding; Redis may close the connection at one.
         self.probing = 0
+        #: Replies to replayed state that are outstanding on the dedicated link.
+        self.replaying = 0
+        #: A ``RESCUE`` command is outstanding: nothing may be sent behind it.
+        self.alone = False
         #: Redis accepted something that we do not know: the link is never given back.
         self.life = False
         self.pin_error: bytes | None = None
@@ -189,11 +196,11 @@ class Session(Client):
         self.shared = shared
         self.link = shared.link
 
-    def _pin(self) -> bool:
+    def _pin(self, any_db: bool = False) -> bool:
         """Get a dedicated link; False: not yet (the input is blocked), or never (``pin_error``)."""
         if not self._quiet():
             return False
-        link = self.pools.acquire(self)
+        link = self.pools.acquire(self, any_db)
         if link is None:
             self.blocked |= PIN_WAIT
             return False
@@ -217,12 +224,19 @@ class Session(Client):
         self.pin_error = error
         self.unblock(PIN_WAIT)
 
+    def replayed(self) -> None:
+        """Redis has answered one command of the replayed state."""
+        self.replaying -= 1
+        if self.replaying == 0:
+            self.unblock(PIN_WAIT)
+
     def _unpin(self) -> None:
         link = self.link
         self.link = None
         self.pinned = False
         self.multi_sent = self.in_multi = self.watching = False
-        self.probing = 0
+        self.probing = self.replaying = 0
+        self.alone = False
         self.mask = SHARED
         if self.pin_died:
             link.close()
@@ -254,6 +268,7 @@ class Session(Client):
             or self.watching
             or self.multi_sent
             or self.probing > 0
+            or self.alone  # SHUTDOWN has no reply
             or self.life
             or self.spliced_through
             or self.scanner.streaming
@@ -267,7 +282,7 @@ class Session(Client):
             self._close()
         elif self.link is link:
             self._unpin()
-            self.unblock(BARRIER)
+            self.unblock(BARRIER | PIN_WAIT)
 
     def lost(self, count: int, partial: bool, error: bytes) -> None:
         if self.quitting and self.pinned:
@@ -290,6 +305,8 @@ class Session(Client):
         return end
 
     def _command(self, kind: int, data: bytearray, start: int, stop: int, end: int) -> int:
+        if self.alone and not self._rejoined():
+            return start
         args: list[bytes] = [] if kind == SHARED else arguments(data, start, stop)
         if kind == CONTAINER:
             kind = self._subcommand_kind(args)
@@ -306,12 +323,25 @@ class Session(Client):
                 whole = self._whole_transaction(data, start, stop, end)
                 if whole:
                     return whole
+            any_db = kind == RESCUE
             if self.pin_error is not None:
-                self._refuse()
-                return stop
-            if not self._pin():
+                if not (self.pin_error.startswith(b"-BUSY") and args[0].lower() == b"multi"):
+                    self._refuse()
+                    return stop
+                self.pin_error = None
+                any_db = True  # Redis takes a MULTI even now; see _on_pin
+            if not self._pin(any_db):
                 return start
         return self._on_pin(kind, args, data, start, stop)
+
+    def _rejoined(self) -> bool:
+        """Whether the ``RESCUE`` command is answered; else the input is blocked until it is."""
+        if not self._quiet():
+            return False
+        self.alone = False
+        if self.pinned:
+            self.mask = PLAIN_WHEN_PINNED
+        return True
 
     def _goes_shared(self, kind: int, args: list[bytes]) -> bool:
         if kind == SHARED:
@@ -328,9 +358,12 @@ class Session(Client):
     def _on_pin(self, kind: int, args: list[bytes], data: bytearray, start: int, stop: int) -> int:
         if kind & PLAIN_WHEN_PINNED:
             self.forward(data, start, stop, 1)
+        elif kind == RESCUE:
+            self.alone = True
+            self.mask = 0
+            self.forward(data, start, stop, 1)
         elif kind == Kind.SPLICED or (kind == Kind.SESSION and self.multi_sent):
-            if self._quiet():
-                self._splice()
+            self._splice_when_quiet()
             return start
         elif kind == Kind.WAIT:
             if not self.multi_sent:
@@ -346,6 +379,11 @@ class Session(Client):
             self.link.send(Watch(self, action, args), data, start, stop, 1)
             self.plane.pinned_commands += 1
             self.expecting(1)
+            if action == Action.MULTI and self.link.info.db != self.db:
+                # Begun while Redis was too busy to SELECT: an unknown command makes sure that
+                # the transaction ends in EXECABORT, whenever Redis has time again.
+                hidden = Watch(self, Action.HIDDEN, [])
+                self.link.send(hidden, _SPOILER, 0, len(_SPOILER), 1)
         return stop
 
     @staticmethod
@@ -391,6 +429,8 @@ class Session(Client):
     def _big(self, start: int) -> int:
         """A command too long to wait for: on a connection of its own, as it comes."""
         scanner = self.scanner
+        if self.alone and not self._rejoined():
+            return start
         if not self.pinned:
             if self.pin_error is not None:
                 self.discarding = scanner.streaming = True
@@ -398,8 +438,7 @@ class Session(Client):
             if not self._pin():
                 return start
         if not scanner.kind & PLAIN_WHEN_PINNED:
-            if self._quiet():
-                self._splice()
+            self._splice_when_quiet()
             return start
         scanner.streaming = True
         self.plane.pinned_commands += 1
@@ -416,7 +455,7 @@ class Session(Client):
             return stop
         if not args:
             return stop
-        request = bytearray(command(*args))
+        request = bytearray(encode_command(args))
         size = len(request)
         verdict = self.scanner.scan(request, 0, size, self.mask)
         if self.scanner.run_count:
@@ -533,6 +572,17 @@ class Session(Client):
         self.blocked |= BARRIER
         return False
 
+    def _splice_when_quiet(self) -> None:
+        """Splice, or block the input until that can be done.
+
+        What was replayed must be answered, too: Redis refuses SYNC behind a reply that it has not
+        written yet.
+        """
+        if self.replaying:
+            self.blocked |= PIN_WAIT
+        elif self._quiet():
+            self._splice()
+
     def _splice(self) -> None:
         """Raw bytes from here on; only between two replies."""
         self.spliced_through = True
@@ -546,7 +596,7 @@ class Session(Client):
                 self.unblock(BARRIER)
                 self.resume()
                 return
-            if self._clean() and self.plane.tick >= self.big_until:
+            if self._clean() and (self.alone or self.plane.tick >= self.big_until):
                 if not (self.eof_passed_on or self.quitting):
                     self._unpin()
         self.unblock(BARRIER)

@@ -6,6 +6,7 @@
     ReplyDecoder     server → client   Value        (all types of RESP2 and RESP3)
     encode_command   list of arguments → bytes
     encode_reply     Value → bytes, for RESP3 or, with what RESP2 lacks turned down, for RESP2
+    split_inline     one line → arguments, by Redis's quoting
 
     decoder = ReplyDecoder()
     decoder.feed(data)                                  # any piece of the stream
@@ -27,7 +28,13 @@ cacheproxy's data plane forwards bytes and only needs boundaries (``nexus._speed
 
 from __future__ import annotations
 
-from nexus._speedups.resp import ReplyDecoder, RequestDecoder, encode_command, encode_reply
+from nexus._speedups.resp import (
+    ReplyDecoder,
+    RequestDecoder,
+    encode_command,
+    encode_reply,
+    split_inline,
+)
 from nexus._speedups.resp_values import (
     INCOMPLETE,
     MAX_ARGUMENTS,
@@ -72,4 +79,5 @@ __all__ = [
     "VerbatimString",
     "encode_command",
     "encode_reply",
+    "split_inline",
 ]

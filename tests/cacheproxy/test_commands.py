@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from nexus.cacheproxy.commands import COMMANDS, ONLY_6_2, ONLY_NEWER, Kind, kinds, markdown
-
-ROOT = Path(__file__).resolve().parents[2]
+from nexus.cacheproxy.commands import COMMANDS, ONLY_6_2, ONLY_NEWER, Kind, kinds
 
 
 def _rows(url: str) -> dict[str, tuple[int, frozenset[str], int, int, int]]:
@@ -62,8 +59,3 @@ def test_every_name_fits_the_scanner() -> None:
     assert table[b"get"] == Kind.SHARED
     assert table[b"client"] == Kind.CONTAINER
     assert table[b"nexus"] == Kind.LOCAL
-
-
-def test_page_is_up_to_date() -> None:
-    page = ROOT / "docs" / "commands.md"
-    assert page.read_text(encoding="utf-8") == markdown(), "python -m nexus.cacheproxy.commands"

@@ -24,6 +24,7 @@ class Backend:
         self.name = suffix
         self.RequestDecoder = decode.RequestDecoder
         self.ReplyDecoder = decode.ReplyDecoder
+        self.split_inline = decode.split_inline
         self.encode_command = encode.encode_command
         self.encode_reply = encode.encode_reply
 

@@ -148,6 +148,22 @@ def test_inline_words_are_those_of_redis(backend: Any, line: bytes, redis_server
     )
 
 
+@backends
+@pytest.mark.parametrize("line", INLINE_ECHOES, ids=[ascii(line)[2:-1] for line in INLINE_ECHOES])
+def test_one_line_is_split_as_in_the_stream(backend: Any, line: bytes) -> None:
+    words = backend.split_inline(b"x " + line)
+    [request] = requests(backend, [b"x " + line])[0]
+    assert words == [word for _, word in request[1]]
+
+
+@backends
+def test_one_line_ends_at_nul_and_wants_balanced_quotes(backend: Any) -> None:
+    assert backend.split_inline(b'GET "a b"\0 c') == [b"GET", b"a b"]
+    assert backend.split_inline(b"") == []
+    assert backend.split_inline(b'GET "a') is None
+    assert backend.split_inline(b"GET 'a'b") is None
+
+
 def ask_redis(server: Any, stream: bytes) -> bytes:
     """All that Redis answers until it closes or has nothing more to say."""
     with socket.create_connection((server.host, server.port), timeout=5) as client:
