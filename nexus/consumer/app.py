@@ -2,8 +2,11 @@
 
 ::
 
-    ConsumerLoop ─► Lanes ─► Pipeline ─► Handlers (log lines, alerts)
-                                └──────► DeadLetters
+    ConsumerLoop ─► Pipeline ─► State (Redis: duplicates, hits, windows, blocks)
+         │              ├─────► Handlers (log lines, alerts, audit)
+         │              ├─────► Lanes ─► Webhook
+         │              └─────► DeadLetters
+         └─► Publisher (nexus.actions and offsets, one transaction)
 """
 
 from __future__ import annotations
@@ -16,17 +19,20 @@ from aiohttp import web
 
 from nexus import clock
 from nexus.consumer.deadletters import DeadLetters
-from nexus.consumer.duplicates import RecentIds
 from nexus.consumer.handlers import Handlers
 from nexus.consumer.lanes import Lanes
 from nexus.consumer.loop import ConsumerLoop
 from nexus.consumer.pipeline import Pipeline
+from nexus.consumer.publisher import Publisher
 from nexus.consumer.settings import ConsumerSettings
+from nexus.consumer.state import State
+from nexus.consumer.webhook import Deed, Webhook
 from nexus.errors import ConfigError
 from nexus.net.admin import AdminServer, start_admin
 from nexus.net.kafka import end_tasks
 from nexus.net.service import ServiceSpec, WorkerContext
 from nexus.observability import logs
+from nexus.policy.blocks import Networks
 from nexus.wire.events import TOPICS
 
 __all__ = ["SPEC", "ConsumerApp"]
@@ -43,22 +49,25 @@ class ConsumerApp:
         settings = context.settings
         client_id = f"nexus-consumer-{context.index}"
         self._context: Final = context
+        named = settings.flow.instance_id
+        self._state: Final = State(settings)
         self._handlers: Final = Handlers(settings, context.metrics)
+        self._webhook: Final = Webhook(settings, context.metrics)
+        self._lanes: Lanes[Deed] | None = None
         self._dead_letters: Final = DeadLetters(settings.kafka, client_id)
         self._pipeline: Final = Pipeline(
-            self._handlers.handle,
-            self._dead_letters,
-            RecentIds(settings.flow.remembered_ids),
-            settings.failure,
-            context.metrics,
+            self._state, self._handlers, self._dead_letters, settings.failure, context.metrics
         )
         self._loop: Final = ConsumerLoop(
             settings,
             topics,
-            lambda: Lanes(settings.flow.lanes, self._pipeline.run, context.fail),
+            self._pipeline.run,
+            self._state,
+            Publisher(settings, client_id, context.metrics),
             context.metrics,
             client_id,
             _log_written,
+            f"{named}-{context.index}" if named else None,
         )
         self._admin: AdminServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -67,6 +76,10 @@ class ConsumerApp:
         """Serve the admin listener, then join the group; a Kafka that is away is waited for."""
         self._admin = await start_admin(self._context, {"/consumer": self._status})
         try:
+            self._lanes = Lanes(
+                self._context.settings.flow.lanes, self._webhook.run, self._context.fail
+            )
+            self._pipeline.webhook = self._lanes.put if self._webhook.enabled else None
             consuming = asyncio.create_task(self._loop.run(), name="consumer-loop")
             consuming.add_done_callback(self._ended)
             self._tasks.append(consuming)
@@ -79,10 +92,14 @@ class ConsumerApp:
     async def reload(self, settings: ConsumerSettings) -> None:
         """Handlers change at once; where Kafka is and how events flow needs a restart."""
         old = self._context.settings
-        for name in ("kafka", "group", "start", "flow", "failure"):
+        for name in ("kafka", "redis", "group", "start", "flow", "failure"):
             if getattr(settings, name) != getattr(old, name):
                 log.warning("the setting %s changes with the next restart", name)
+        self._state.apply(settings)
         self._handlers.apply(settings)
+        self._webhook.apply(settings)
+        if self._lanes is not None:
+            self._pipeline.webhook = self._lanes.put if self._webhook.enabled else None
 
     async def drain(self, seconds: float) -> None:
         """Fetch no more, finish and commit what is open, leave the group."""
@@ -91,7 +108,11 @@ class ConsumerApp:
 
     async def _release(self) -> None:
         await end_tasks(self._tasks)
+        if self._lanes is not None:
+            await self._lanes.stop()
+        await self._webhook.close()
         await self._dead_letters.close()
+        await self._state.close()
         if self._admin is not None:
             await self._admin.stop()
 
@@ -134,6 +155,8 @@ def _validate(settings: ConsumerSettings) -> None:
         raise ConfigError(
             "expected true: without Kafka there is nothing to consume", path="kafka.enabled"
         )
+    Networks(settings.block.allow, "block.allow")
+    Networks(settings.block.trusted_proxies, "block.trusted_proxies")
     if settings.spike.min_samples > settings.spike.window:
         raise ConfigError(
             f"expected at most spike.window ({settings.spike.window}), "

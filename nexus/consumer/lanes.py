@@ -10,31 +10,54 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Generic, Protocol, TypeVar
 
 from nexus.consumer.offsets import PartitionProgress
-
-if TYPE_CHECKING:
-    from nexus.consumer.deadletters import Record
 
 __all__ = ["Lanes"]
 
 log = logging.getLogger("nexus.consumer")
 
-Process = Callable[["Record", PartitionProgress], Awaitable[None]]
+
+class Keyed(Protocol):
+    """What a lane wants to know."""
+
+    @property
+    def topic(self) -> str:
+        """Topic of the record."""
+
+    @property
+    def partition(self) -> int:
+        """Its partition."""
+
+    @property
+    def offset(self) -> int:
+        """Its offset."""
+
+    @property
+    def key(self) -> bytes | None:
+        """What keeps its order."""
+
+
+R = TypeVar("R", bound=Keyed)
 
 #: Events that one lane handles before it lets the event loop turn: heartbeats must go out, and
 #: handlers that never wait would otherwise hold the loop until the queue is empty.
 _BURST: Final = 64
 
 
-class Lanes:
+class Lanes(Generic[R]):
     """``count`` workers over queues; ``failed`` is called when one ends, which is a bug."""
 
-    def __init__(self, count: int, process: Process, failed: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        count: int,
+        process: Callable[[R, PartitionProgress], Awaitable[None]],
+        failed: Callable[[str], None],
+    ) -> None:
         self._process: Final = process
         self._failed: Final = failed
-        self._queues: Final = [deque[tuple["Record", PartitionProgress]]() for _ in range(count)]
+        self._queues: Final = [deque[tuple[R, PartitionProgress]]() for _ in range(count)]
         self._wakes: Final = [asyncio.Event() for _ in range(count)]
         self._tasks: Final = [
             asyncio.create_task(self._work(queue, wake), name=f"lane-{index}")
@@ -42,7 +65,7 @@ class Lanes:
         ]
         self._turn = 0
 
-    def put(self, record: Record, progress: PartitionProgress) -> None:
+    def put(self, record: R, progress: PartitionProgress) -> None:
         """Queue a record whose offset ``progress`` has received."""
         if record.key is None:
             self._turn = index = (self._turn + 1) % len(self._queues)
@@ -57,9 +80,7 @@ class Lanes:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _work(
-        self, queue: deque[tuple[Record, PartitionProgress]], wake: asyncio.Event
-    ) -> None:
+    async def _work(self, queue: deque[tuple[R, PartitionProgress]], wake: asyncio.Event) -> None:
         burst = 0
         while True:
             if not queue:

@@ -1,14 +1,15 @@
-"""Membership in the consumer group: fetch, hand to the lanes, commit, give partitions back.
+"""Membership in the consumer group: fetch, hand to the pipeline, commit, give partitions back.
 
 ::
 
-    connect ─► join ─► ┌ fetch ─► lanes ─► pressure? pause/resume ─► due? commit ┐ ─► drain
-       ▲               └──────────────────────── again ──────────────────────────┘
-       └── connection lost for good
+    connect ─► join ─► ┌ fetch ─► pipeline ─► pressure? pause/resume ─► due? commit ┐ ─► drain
+       ▲               └────────────────────────── again ───────────────────────────┘
+       └── connection or transaction lost
 
 Commits are ours alone (no auto-commit): the gapless run of finished events of each partition, every
-``commit_interval_ms``, and before a partition is given back. A crash repeats at most what was
-finished since the last commit, and loses nothing.
+``commit_interval_ms``, and before a partition is given back; where there are actions, in one
+transaction with them. A crash repeats at most what was finished since the last commit, and loses
+nothing. Where the outcome of a commit is unknown the group is joined again and asked.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import (
@@ -29,20 +30,25 @@ from aiokafka.errors import (
 )
 
 from nexus import clock
-from nexus.consumer.lanes import Lanes
-from nexus.consumer.offsets import PartitionProgress
+from nexus.consumer.offsets import PartitionProgress, Pending
+from nexus.consumer.publisher import Publisher, TransactionLostError
+from nexus.errors import UpstreamError
 from nexus.net.kafka import (
     CONNECTION_ERRORS,
     Backoff,
     client_options,
+    cluster_id,
     connect_forever,
+    end_tasks,
     ensure_topics,
     quiet_client_logs,
     stop_quietly,
     summary,
 )
+from nexus.wire.actions import ACTIONS
 
 if TYPE_CHECKING:
+    from nexus.consumer.deadletters import Record
     from nexus.consumer.settings import ConsumerSettings
     from nexus.observability.registry import LocalMetrics
 
@@ -70,6 +76,16 @@ _OUTDATED: Final = (
 )
 
 
+class Positions(Protocol):
+    """The part of :class:`~nexus.consumer.state.State` that is used here."""
+
+    def name_cluster(self, cluster: str) -> None:
+        """Offsets are those of this cluster."""
+
+    async def reconcile(self, topic: str, partition: int, end: int) -> bool:
+        """True where what is remembered of a partition was void and is forgotten."""
+
+
 class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
     """One member of the group, on one event loop."""
 
@@ -77,16 +93,32 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self,
         settings: ConsumerSettings,
         topics: Collection[str],
-        make_lanes: Callable[[], Lanes],
+        run: Callable[[Sequence[Record], PartitionProgress], Awaitable[None]],
+        state: Positions,
+        publisher: Publisher,
         metrics: LocalMetrics,
         client_id: str,
         settle: Callable[[], Awaitable[None]],
+        instance_id: str | None = None,
     ) -> None:
-        """``settle`` makes the effects so far lasting; it is awaited before every commit."""
+        """``run`` takes the next records of one partition to their end.
+
+        ``state`` hears of the cluster and of the partitions that we get; ``settle`` makes the
+        effects so far lasting and is awaited before every commit.
+        """
+        self._run: Final = run
+        self._state: Final = state
+        self._publisher: Final = publisher
+        self._instance_id: Final = instance_id
+        self._queues: Final[dict[TopicPartition, asyncio.Queue[Sequence[Record]]]] = {}
+        self._workers: Final[dict[TopicPartition, asyncio.Task[None]]] = {}
+        #: Loop and rebalance both commit; a transaction knows one at a time.
+        self._committing: Final = asyncio.Lock()
+        #: Why this session cannot go on; aiokafka keeps what its callbacks raise to itself.
+        self._broken: BaseException | None = None
         self._settle: Final = settle
         self._settings: Final = settings
         self._topics: Final = tuple(topics)
-        self._make_lanes: Final = make_lanes
         self._client_id: Final = client_id
         self._commits: Final = metrics.counters("nexus_consumer_commits_total")
         self._lag: Final = {t: metrics.gauge("nexus_consumer_lag", topic=t) for t in topics}
@@ -116,8 +148,8 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             try:
                 await self._session(consumer)
                 backoff.reset()
-            except CONNECTION_ERRORS as error:
-                log.warning("Kafka session lost, joining again: %s", summary(error))
+            except (*CONNECTION_ERRORS, UpstreamError) as error:
+                log.warning("session lost, joining again: %s", summary(error))
                 await asyncio.sleep(backoff.next())
             finally:
                 self.joined.clear()
@@ -173,17 +205,21 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             auto_offset_reset=self._settings.start,
             fetch_max_wait_ms=250,
             rebalance_timeout_ms=30_000,
+            session_timeout_ms=self._settings.flow.session_timeout_ms,
+            heartbeat_interval_ms=max(100, self._settings.flow.session_timeout_ms // 4),
+            group_instance_id=self._instance_id,
         )
 
     async def _session(self, consumer: Any) -> None:
-        await ensure_topics(self._settings.kafka, self._topics, self._client_id)
+        await ensure_topics(self._settings.kafka, (*self._topics, ACTIONS), self._client_id)
+        self._state.name_cluster(await cluster_id(self._settings.kafka, self._client_id))
         self._consumer = consumer
-        lanes = self._make_lanes()
+        self._broken = None
         try:
             consumer.subscribe(topics=list(self._topics), listener=self)
             commit_at = clock.monotonic()
             while not self._stopping:
-                await self._turn(consumer, lanes)
+                await self._turn(consumer)
                 now = clock.monotonic()
                 if now >= commit_at:
                     commit_at = now + self._settings.flow.commit_interval_ms / 1000
@@ -195,23 +231,31 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             await self._drained.wait()
         finally:
             self._consumer = None
-            await lanes.stop()
             self._forget(list(self._partitions))
+            # First out of the group: what is left of this session must not outlive its successor.
+            await end_tasks(self._workers.values())
+            self._workers.clear()
             await stop_quietly(consumer)
+            await self._publisher.release()
 
-    async def _turn(self, consumer: Any, lanes: Lanes) -> None:
+    async def _turn(self, consumer: Any) -> None:
         self.turned_at = clock.monotonic()
+        if self._broken is not None:
+            raise self._broken
         batches = await consumer.getmany(timeout_ms=_FETCH_MS, max_records=_FETCH_EVENTS)
         if self._stopping:
             return  # drain may have counted what is open already
         for tp, records in batches.items():
             progress = self._partitions.get(tp)
             if progress is None or progress.revoked:
-                continue  # being given back: fetched again by whoever gets it
+                # Being given back, or not yet fenced: fetched again, by whoever has it then.
+                with contextlib.suppress(IllegalStateError):
+                    consumer.seek(tp, records[0].offset)
+                continue
             for record in records:
                 progress.received(record.offset)
-                lanes.put(record, progress)
-        # A full buffer makes getmany return without ever waiting; the lanes need a turn too.
+            self._queues[tp].put_nowait(records)
+        # A full buffer makes getmany return without ever waiting; the workers need a turn too.
         await asyncio.sleep(0)
         self._press(consumer)
 
@@ -229,6 +273,19 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
                 progress.paused = False
                 consumer.resume(tp)
 
+    async def _work(
+        self, tp: TopicPartition, queue: asyncio.Queue[Sequence[Record]], own: PartitionProgress
+    ) -> None:
+        """The batches of one partition, one after the other, until it is taken away."""
+        while not own.revoked:
+            records = await queue.get()
+            try:
+                await self._run(records, own)
+            except Exception as error:
+                log.exception("a batch broke", extra={"topic": tp.topic, "partition": tp.partition})
+                self._broken = UpstreamError(f"a batch broke: {summary(error)}", sent=True)
+                return
+
     # -- rebalance (called by aiokafka) --------------------------------------------------------
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
@@ -245,8 +302,20 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         log.info("partitions given back: %d", len(mine))
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Begin with ``assigned`` where the group stands."""
-        self._partitions = {tp: PartitionProgress() for tp in assigned}
+        """Shut earlier owners out of ``assigned``, then begin where the group stands."""
+        mine = list(assigned)
+        try:
+            await self._publisher.own(mine)
+            await self._seek(mine)
+        except (*CONNECTION_ERRORS, UpstreamError) as error:
+            self._broken = error
+            return
+        self._partitions = {tp: PartitionProgress() for tp in mine}
+        for tp, progress in self._partitions.items():
+            queue = self._queues[tp] = asyncio.Queue()
+            self._workers[tp] = asyncio.create_task(
+                self._work(tp, queue, progress), name=f"{tp.topic}/{tp.partition}"
+            )
         self._member.set(1)
         self.joined.set()
         log.info(
@@ -255,11 +324,35 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             extra={"group": self._settings.group},
         )
 
+    async def _seek(self, partitions: Sequence[TopicPartition]) -> None:
+        """Fetch on from what is committed now; what was fetched before we were alone is void."""
+        consumer = self._consumer
+        if consumer is None or not partitions:
+            return
+        ends = await consumer.end_offsets(partitions)
+        for tp in partitions:
+            if await self._state.reconcile(tp.topic, tp.partition, ends.get(tp, 0)):
+                log.warning(
+                    "the log ends before what was done of it: made anew, and so is its state",
+                    extra={"topic": tp.topic, "partition": tp.partition},
+                )
+        for tp, offset in zip(
+            partitions,
+            await asyncio.gather(*(consumer.committed(tp) for tp in partitions)),
+            strict=True,
+        ):
+            if offset is not None:
+                consumer.seek(tp, offset)
+
     def _forget(self, partitions: Iterable[TopicPartition]) -> None:
         for tp in list(partitions):
             progress = self._partitions.pop(tp, None)
             if progress is not None:
                 progress.revoked = True
+                self._queues.pop(tp, None)
+                worker = self._workers.get(tp)
+                if worker is not None:
+                    worker.cancel()
 
     async def _until_done(self, parts: Collection[PartitionProgress], deadline: float) -> None:
         # Polled: a signal on every event would cost the busy path what only the end needs.
@@ -275,6 +368,10 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         try:
             async with asyncio.timeout(_COMMIT_SECONDS):
                 await self._commit(consumer, partitions or self._partitions)
+        except TransactionLostError as error:
+            self._commits.labels("failed").inc()
+            self._broken = error
+            log.warning("the outcome of a commit is unknown: %s", summary(error))
         except _OUTDATED as error:
             self._commits.labels("outdated").inc()
             log.info("commit came too late for this generation: %s", summary(error))
@@ -285,21 +382,41 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
     async def _commit(
         self, consumer: Any, partitions: dict[TopicPartition, PartitionProgress]
     ) -> None:
-        offsets = {}
-        for tp, progress in partitions.items():
-            offset = progress.committable
-            if offset is not None:
-                offsets[tp] = offset
-        if not offsets:
-            return
-        # The offsets were taken first: what finishes meanwhile waits for the next commit.
-        await self._settle()
-        await consumer.commit(offsets)
-        self._commits.labels("done").inc()
-        for tp, offset in offsets.items():
-            partitions_progress = partitions.get(tp)
-            if partitions_progress is not None:
-                partitions_progress.committed = offset
+        async with self._committing:
+            ready = {
+                tp: (progress, offset)
+                for tp, progress in partitions.items()
+                if (offset := progress.committable) is not None
+            }
+            if not ready:
+                return
+            # The offsets were taken first: what finishes meanwhile waits for the next commit.
+            await self._settle()
+            plain: dict[TopicPartition, int] = {}
+            bound = []
+            for tp, (progress, offset) in ready.items():
+                due = progress.due(offset)
+                if due and self._publisher.transactional:
+                    bound.append(self._bind(tp, progress, due, offset))
+                else:
+                    if due:
+                        await self._publisher.publish(due)
+                    plain[tp] = offset
+            outcomes = await asyncio.gather(*bound, return_exceptions=True)
+            if plain:
+                await consumer.commit(plain)
+                for tp, offset in plain.items():
+                    ready[tp][0].was_committed(offset)
+            for outcome in outcomes:
+                if outcome is not None:
+                    raise outcome
+            self._commits.labels("done").inc()
+
+    async def _bind(
+        self, tp: TopicPartition, progress: PartitionProgress, due: list[Pending], offset: int
+    ) -> None:
+        await self._publisher.commit(tp, due, offset)
+        progress.was_committed(offset)
 
     # -- gauges --------------------------------------------------------------------------------
 

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
-__all__ = ["PartitionProgress"]
+from nexus.wire.actions import Action
+
+__all__ = ["PartitionProgress", "Pending"]
+
+
+class Pending(NamedTuple):
+    """An action that Kafka does not have yet; ``offset`` is that of its event."""
+
+    offset: int
+    action: Action
+    traceparent: bytes
 
 
 class PartitionProgress:
@@ -19,7 +30,7 @@ class PartitionProgress:
         received   10 11 12 13 14          finished 10, 11, 13  →  committable 12
     """
 
-    __slots__ = ("_done", "_next", "_open", "committed", "paused", "revoked")
+    __slots__ = ("_done", "_next", "_open", "actions", "committed", "paused", "revoked")
 
     def __init__(self) -> None:
         self._open: deque[int] = deque()
@@ -27,6 +38,8 @@ class PartitionProgress:
         self._next: int | None = None
         #: Where the group stands, as far as we know.
         self.committed: int | None = None
+        #: Actions to publish before their offsets are committed, in the order of their offsets.
+        self.actions: deque[Pending] = deque()
         #: Set when the partition is taken away: what is still queued belongs to another member.
         self.revoked = False
         #: Fetching is paused because too much is open.
@@ -61,6 +74,16 @@ class PartitionProgress:
     def position(self) -> int | None:
         """The next offset to do: what a commit would say; ``None`` before the first event."""
         return self._next
+
+    def due(self, offset: int) -> list[Pending]:
+        """The actions that go with a commit of ``offset``."""
+        return [pending for pending in self.actions if pending.offset < offset]
+
+    def was_committed(self, offset: int) -> None:
+        """The group stands at ``offset``, and what was due with it is published."""
+        self.committed = offset
+        while self.actions and self.actions[0].offset < offset:
+            self.actions.popleft()
 
     @property
     def committable(self) -> int | None:

@@ -1,28 +1,32 @@
-"""The life of one event.
+"""The life of a batch of one partition.
 
 ::
 
-    received ─► schema ─► duplicate? ─► effect ─────────► finished ─► (committed by the loop)
-                  │           │           │    ▲              ▲
-                  │           └───────────┼────┼── yes ───────┤
-                  │                       ▼    │ again        │
-                  │                    failed ─┘              │
-                  │                       │ out of attempts   │
-                  └─ refused ─────────────┴─► dead letter ────┘
+    received ─► schema ─► judged by Redis ─► lines, alerts ─► webhook ─► finished ─► committed
+                  │       (duplicate? hits,        │                        ▲        (with its
+                  │        windows, blocks)        └──── no action ─────────┤         actions, by
+                  └─ refused ─────────► dead letter ────────────────────────┘         the loop)
 
-An event leaves this machine finished, or unfinished because its partition was taken away; then
-whoever has the partition now reads it again.
+Partitions run side by side, the batches of one partition one after the other: the order of a key is
+kept. While Redis is away the batch waits, for as long as it takes. A batch that Redis refuses is
+tried event by event, so that one bad event goes to the dead letters and the others do not.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-from nexus.consumer.duplicates import RecentIds
-from nexus.consumer.offsets import PartitionProgress
+from redis.exceptions import ResponseError
+
+from nexus.consumer import script
+from nexus.consumer.handlers import Handlers, action_of, traceparent_of
+from nexus.consumer.offsets import PartitionProgress, Pending
+from nexus.consumer.replay import origin_of
+from nexus.consumer.state import MAX_BATCH, Answer, Origin
+from nexus.consumer.webhook import Deed
 from nexus.errors import EventError, UpstreamError
 from nexus.net.kafka import Backoff, summary
 from nexus.wire import events
@@ -32,9 +36,11 @@ if TYPE_CHECKING:
     from nexus.consumer.settings import FailureSettings
     from nexus.observability.registry import LocalMetrics
 
-__all__ = ["DeadLetterSender", "Pipeline"]
+__all__ = ["DeadLetterSender", "Judge", "Pipeline"]
 
 log = logging.getLogger("nexus.consumer")
+
+Item = tuple[int, events.Event, Origin | None]
 
 
 class DeadLetterSender(Protocol):
@@ -44,21 +50,36 @@ class DeadLetterSender(Protocol):
         """Returns when the record is safe."""
 
 
+class Judge(Protocol):
+    """The part of :class:`~nexus.consumer.state.State` that is used here."""
+
+    async def judge(
+        self, topic: str, partition: int, committed: int, events: Sequence[Item]
+    ) -> list[Answer]:
+        """What is to be done about each event."""
+
+    def subject(self, ip: str) -> str:
+        """What a block of this address covers."""
+
+
 class Pipeline:
-    """Takes one record through its states; holds no record between calls."""
+    """Takes batches through their states; holds none between calls."""
 
     def __init__(
         self,
-        handle: Callable[[events.Event], Awaitable[None]],
+        state: Judge,
+        handlers: Handlers,
         dead_letters: DeadLetterSender,
-        seen: RecentIds,
         failure: FailureSettings,
         metrics: LocalMetrics,
+        webhook: Callable[[Deed, PartitionProgress], None] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._handle: Final = handle
+        """``webhook`` takes an action over and finishes its event; ``None``: there is none."""
+        self.webhook = webhook
+        self._state: Final = state
+        self._handlers: Final = handlers
         self._dead_letters: Final = dead_letters
-        self._seen: Final = seen
         self._failure: Final = failure
         self._sleep: Final = sleep
         self._results: Final = metrics.counters("nexus_consumer_events_total")
@@ -68,69 +89,125 @@ class Pipeline:
         #: Rises with every attempt; a watchdog sees from it that work goes on.
         self.activity = 0
 
-    async def run(self, record: Record, progress: PartitionProgress) -> None:
-        """Process ``record``; afterwards its offset is finished in ``progress``, or revoked."""
-        self.activity += 1
-        try:
-            event = events.decode(
-                record.topic,
-                record.value,
-                record.headers,
-                fallback_id=f"{record.topic}/{record.partition}/{record.offset}",
-            )
-        except EventError as error:
-            await self._refuse(record, "schema", str(error), 0)
-            progress.finished(record.offset)
-            return
-        if not self._seen.claim(event.id):
-            self._duplicates.labels(record.topic).inc()
-            self._results.labels(record.topic, "duplicate").inc()
-            progress.finished(record.offset)
-            return
-        try:
-            done = await self._effect(record, event, progress)
-        except BaseException:
-            self._seen.release(event.id)
-            raise
-        if done:
-            progress.finished(record.offset)
-        else:
-            self._seen.release(event.id)
+    async def run(self, records: Sequence[Record], progress: PartitionProgress) -> None:
+        """Process ``records`` of one partition, in the order of their offsets.
 
-    async def _effect(
-        self, record: Record, event: events.Event, progress: PartitionProgress
-    ) -> bool:
-        """True when the event needs no more work; False when its partition was taken away."""
+        Afterwards each is finished, with the webhook, or left because ``progress`` was revoked.
+        """
+        for start in range(0, len(records), MAX_BATCH):
+            await self._batch(records[start : start + MAX_BATCH], progress)
+
+    async def _batch(self, records: Sequence[Record], progress: PartitionProgress) -> None:
+        self.activity += 1
+        good: list[Record] = []
+        items: list[Item] = []
+        for record in records:
+            try:
+                origin = origin_of(record.headers)
+                event = events.decode(
+                    record.topic,
+                    record.value,
+                    record.headers,
+                    fallback_id=_position(record, origin),
+                )
+            except EventError as error:
+                await self._refuse(record, "schema", str(error), 0)
+                progress.finished(record.offset)
+            else:
+                good.append(record)
+                items.append((record.offset, event, origin))
+        if not items:
+            return
+        try:
+            answers = await self._judge(good, items, progress)
+        except ResponseError:
+            for record, item in zip(good, items, strict=True):
+                await self._alone(record, item, progress)
+            return
+        if answers is not None:
+            self._carry_out(good, items, answers, progress)
+
+    async def _judge(
+        self, records: Sequence[Record], items: Sequence[Item], progress: PartitionProgress
+    ) -> list[Answer] | None:
+        """The answers, or ``None`` once the partition was taken away."""
+        first = records[0]
         backoff: Backoff | None = None
-        attempts = 0
-        while True:
-            if progress.revoked:
-                return False
+        while not progress.revoked:
             self.activity += 1
             try:
-                await self._handle(event)
-            except EventError as error:
-                await self._refuse(record, "handler", str(error), attempts + 1)
-                return True
+                return await self._state.judge(
+                    first.topic, first.partition, progress.committed or 0, items
+                )
             except UpstreamError as error:
                 # Nobody's fault but the dependency's: any number of attempts, or a short outage
                 # would send every event of its time to the dead letters.
-                self._report(record, "waits for a dependency", error, attempts)
-            except Exception as error:
-                attempts += 1
-                if attempts >= self._failure.max_attempts:
-                    log.exception("event cannot be handled", extra=_where(record))
-                    await self._refuse(record, "handler", summary(error), attempts)
-                    return True
-                self._report(record, "will be tried again", error, attempts)
-            else:
-                self._results.labels(record.topic, "handled").inc()
-                return True
+                log.warning("events wait for a dependency: %s", error, extra=_where(first))
             if backoff is None:
-                failure = self._failure
-                backoff = Backoff(failure.base_ms / 1000, failure.cap_ms / 1000)
-            self._retries.labels(record.topic).inc()
+                backoff = Backoff(self._failure.base_ms / 1000, self._failure.cap_ms / 1000)
+            self._retries.labels(first.topic).inc()
             await self._sleep(backoff.next())
+        return None
+
+    async def _alone(self, record: Record, item: Item, progress: PartitionProgress) -> None:
+        """One event of a batch that Redis refused."""
+        backoff = Backoff(self._failure.base_ms / 1000, self._failure.cap_ms / 1000)
+        for attempt in range(1, self._failure.max_attempts + 1):
+            try:
+                answers = await self._judge([record], [item], progress)
+            except ResponseError as error:
+                if attempt == self._failure.max_attempts:
+                    await self._refuse(record, "handler", summary(error), attempt)
+                    progress.finished(record.offset)
+                    return
+                self._retries.labels(record.topic).inc()
+                await self._sleep(backoff.next())
+            else:
+                if answers is not None:
+                    self._carry_out([record], [item], answers, progress)
+                return
+
+    def _carry_out(
+        self,
+        records: Sequence[Record],
+        items: Sequence[Item],
+        answers: Sequence[Answer],
+        progress: PartitionProgress,
+    ) -> None:
+        special = {answer.place: answer for answer in answers}
+        duplicates = 0
+        line = self._handlers.event if self._handlers.log_events else None
+        for index, record in enumerate(records):
+            event = items[index][1]
+            answer = special.get(index)
+            if answer is not None and answer.what == script.DUPLICATE:
+                duplicates += 1
+                progress.finished(record.offset)
+                continue
+            if line is not None:
+                line(event, traceparent_of(record.headers)[3:35].decode("ascii", "replace"))
+            if answer is None or answer.what == script.REPEATED:
+                progress.finished(record.offset)
+            else:
+                self._act(record, event, answer, progress)
+        topic = records[0].topic
+        if duplicates:
+            self._duplicates.labels(topic).inc(duplicates)
+            self._results.labels(topic, "duplicate").inc(duplicates)
+        self._results.labels(topic, "handled").inc(len(records) - duplicates)
+
+    def _act(
+        self, record: Record, event: events.Event, answer: Answer, progress: PartitionProgress
+    ) -> None:
+        traceparent = traceparent_of(record.headers)
+        subject = self._state.subject(event.ip) if isinstance(event, events.RateLimitHit) else ""
+        action = action_of(event, answer, subject, traceparent)
+        self._handlers.action(action)
+        progress.actions.append(Pending(record.offset, action, traceparent))
+        if self.webhook is None:
+            progress.finished(record.offset)
+        else:
+            self.webhook(Deed(action, record.topic, record.partition, record.offset), progress)
 
     async def _refuse(self, record: Record, reason: str, error: str, attempts: int) -> None:
         await self._dead_letters.send(record, reason, error, attempts)
@@ -138,10 +215,11 @@ class Pipeline:
         self._results.labels(record.topic, "dead_letter").inc()
         log.warning("event set aside: %s", error, extra={"reason": reason, **_where(record)})
 
-    def _report(self, record: Record, what: str, error: Exception, attempts: int) -> None:
-        log.warning(
-            "event %s: %s", what, summary(error), extra={"attempt": attempts, **_where(record)}
-        )
+
+def _position(record: Record, origin: Origin | None) -> str:
+    if origin is not None:
+        return f"{origin.topic}/{origin.partition}/{origin.offset}"
+    return f"{record.topic}/{record.partition}/{record.offset}"
 
 
 def _where(record: Record) -> dict[str, object]:

@@ -19,6 +19,7 @@ __all__ = [
     "PARTITIONS",
     "Backoff",
     "client_options",
+    "cluster_id",
     "connect_forever",
     "end_tasks",
     "ensure_topics",
@@ -143,6 +144,18 @@ async def stop_quietly(client: Any, seconds: float = 5.0) -> None:
     with contextlib.suppress(*CONNECTION_ERRORS):
         async with asyncio.timeout(seconds):
             await closer()
+
+
+async def cluster_id(settings: KafkaSettings, client_id: str) -> str:
+    """The id that the cluster gave itself; empty where it tells none."""
+    admin = AIOKafkaAdminClient(**client_options(settings, client_id))
+    try:
+        await admin.start()
+        async with asyncio.timeout(_CREATE_SECONDS):
+            described = await admin.describe_cluster()
+        return str(described.get("cluster_id") or "")
+    finally:
+        await stop_quietly(admin)
 
 
 async def ensure_topics(settings: KafkaSettings, topics: Iterable[str], client_id: str) -> None:

@@ -111,6 +111,11 @@ _GATEWAY: Final = (
     _counter(
         "nexus_retries_skipped_total", "Failures that were not retried, by why not.", "reason"
     ),
+    _counter(
+        "nexus_upstream_keepalive_races_total",
+        "Requests sent again because an idle connection was just being closed, by upstream.",
+        "upstream",
+    ),
     _gauge("nexus_http_connections", "Open client connections."),
     _gauge("nexus_http_requests_active", "Requests being served."),
     _gauge("nexus_upstream_connections", "Open connections to an upstream.", "upstream", "state"),
@@ -119,6 +124,8 @@ _GATEWAY: Final = (
     _counter(
         "nexus_discovery_reloads_total", "Reads of a changed services file, by result.", "result"
     ),
+    _gauge("nexus_block_list_entries", "Blocked subjects a worker enforces.", over="max"),
+    _gauge("nexus_block_list_connected", "1 while the block list is heard.", over="max"),
     _counter("nexus_auth_tokens_total", "Answers of POST /auth/token, by result.", "result"),
     _counter("nexus_auth_cache_total", "Lookups in the verified-token cache.", "result"),
 )
@@ -126,13 +133,15 @@ _GATEWAY: Final = (
 _CACHEPROXY: Final = (
     _counter(
         "nexus_cache_commands_total",
-        "Commands by outcome: forwarded, hit, miss, coalesced, leased, pinned, error.",
+        "Commands by group (string, hash, …) and outcome: forwarded (shared connection), pinned "
+        "(dedicated connection), local (answered by the proxy).",
         "command",
         "outcome",
     ),
     _histogram(
         "nexus_cache_command_duration_ms",
-        "Command read to reply written, milliseconds; sampled.",
+        "Command written to Redis to reply read, milliseconds, by outcome; sampled: one at a time "
+        "on each connection.",
         "outcome",
         buckets=REDIS_MS,
     ),
@@ -145,6 +154,18 @@ _CACHEPROXY: Final = (
     _counter("nexus_cache_upstream_lost_total", "Connections to Redis that broke.", "kind"),
     _counter("nexus_cache_pins_total", "Clients given a connection of their own.", "reason"),
     _counter("nexus_cache_bytes_total", "Bytes passed, by direction.", "direction"),
+    _counter(
+        "nexus_cache_errors_total",
+        "Commands answered with an error of the proxy's own: refused (not sent), lost (sent, and "
+        "may have run).",
+        "reason",
+    ),
+    _counter(
+        "nexus_cache_dedicated_total",
+        "Dedicated connections by origin: opened, reused, refused (limits.max_dedicated).",
+        "origin",
+    ),
+    _counter("nexus_cache_reconnects_total", "Shared connections that were opened again."),
 )
 
 _EVENTS: Final = (
@@ -162,6 +183,8 @@ _CONSUMER: Final = (
     _counter("nexus_consumer_commits_total", "Offset commits, by result.", "result"),
     _counter("nexus_consumer_alerts_total", "Alerts raised, by kind.", "kind"),
     _counter("nexus_consumer_blocks_total", "Addresses blocked automatically."),
+    _counter("nexus_consumer_actions_total", "Actions in nexus.actions, by type.", "type"),
+    _counter("nexus_consumer_webhook_total", "Webhook calls, by result.", "result"),
     _gauge("nexus_consumer_lag", "Events behind the end of a topic.", "topic"),
     _gauge("nexus_consumer_in_flight", "Events received and not yet finished."),
     _gauge("nexus_consumer_paused_partitions", "Partitions paused under pressure."),

@@ -9,7 +9,10 @@ from aiokafka.errors import CommitFailedError, KafkaConnectionError
 
 from nexus.consumer import loop as module
 from nexus.consumer.loop import ConsumerLoop
+from nexus.consumer.offsets import Pending
+from nexus.consumer.publisher import TransactionLostError
 from nexus.consumer.settings import ConsumerSettings, FlowSettings
+from nexus.wire.actions import Action
 
 TP = TopicPartition("gateway.rate_limit.hit", 0)
 OTHER = TopicPartition("gateway.rate_limit.hit", 1)
@@ -31,6 +34,15 @@ class FakeConsumer:
     def highwater(self, _tp):
         return 100
 
+    async def end_offsets(self, partitions):
+        return dict.fromkeys(partitions, 100)
+
+    async def committed(self, _tp):
+        return None
+
+    def seek(self, tp, offset):
+        self.calls.append(("seek", tp, offset))
+
     async def getmany(self, **_):
         return self.batches.pop(0) if self.batches else {}
 
@@ -40,12 +52,31 @@ class FakeConsumer:
         self.commits.append(dict(offsets))
 
 
-class FakeLanes:
-    def __init__(self):
-        self.records = []
+class FakeState:
+    def name_cluster(self, cluster):
+        pass
 
-    def put(self, record, progress):
-        self.records.append((record, progress))
+    async def reconcile(self, topic, partition, end):
+        return False
+
+
+class FakePublisher:
+    """Says what it was given and how it went."""
+
+    transactional = True
+
+    def __init__(self):
+        self.owned = []
+        self.committed = []
+        self.failures = []
+
+    async def own(self, partitions):
+        self.owned.append(list(partitions))
+
+    async def commit(self, tp, due, offset):
+        if self.failures:
+            raise self.failures.pop(0)
+        self.committed.append((tp, [p.action.id for p in due], offset))
 
 
 @pytest.fixture
@@ -54,20 +85,28 @@ def settled():
 
 
 @pytest.fixture
-def member(metrics, settled):
+async def member(metrics, settled):
     async def settle():
         settled.append(len(member._consumer.commits))
+
+    async def run(records, progress):
+        member.ran.extend((record, progress) for record in records)
 
     member = ConsumerLoop(
         ConsumerSettings(flow=FlowSettings(partition_events=16)),
         ("gateway.rate_limit.hit",),
-        FakeLanes,
+        run,
+        FakeState(),
+        FakePublisher(),
         metrics,
         "test",
         settle,
     )
+    member.ran = []
     member._consumer = FakeConsumer()
-    return member
+    yield member
+    member._forget(list(member._partitions))
+    await asyncio.gather(*member._workers.values(), return_exceptions=True)
 
 
 def records(tp, start, stop):
@@ -80,10 +119,11 @@ def records(tp, start, stop):
 
 
 async def fetch(member, batch):
-    lanes = FakeLanes()
+    member.ran.clear()
     member._consumer.batches.append(batch)
-    await member._turn(member._consumer, lanes)
-    return lanes.records
+    await member._turn(member._consumer)
+    await asyncio.sleep(0.01)
+    return list(member.ran)
 
 
 async def test_commits_cover_finished_events_only_after_their_effects_are_settled(member, settled):
@@ -135,6 +175,7 @@ async def test_a_revoked_partition_is_finished_committed_and_forgotten(member):
     assert member._consumer.commits == [{TP: 5}]
     assert mine[0][1].revoked
     assert await fetch(member, records(TP, 5, 7)) == []  # not ours any more
+    assert member._consumer.calls == [("seek", TP, 5)]
 
 
 async def test_a_revocation_does_not_wait_for_ever(member, monkeypatch):
@@ -165,3 +206,73 @@ async def test_draining_keeps_its_deadline(member):
     await fetch(member, records(TP, 0, 5))
     await asyncio.wait_for(member.drain(0.1), 2)
     assert member._consumer.commits == []
+
+
+def pending(offset):
+    action = Action(
+        id=f"a-{offset}", type="t", event_id="e", emitted_at="", decided_at="", subject="s"
+    )
+    return Pending(offset, action, b"")
+
+
+async def test_actions_go_with_the_offsets_of_their_events_in_one_transaction(member):
+    await member.on_partitions_assigned([TP, OTHER])
+    for record, progress in await fetch(member, records(TP, 0, 5) | records(OTHER, 0, 2)):
+        if record.partition == 0 and record.offset in (1, 3):
+            progress.actions.append(pending(record.offset))
+        if record.offset != 3:
+            progress.finished(record.offset)
+    await member._try_commit(member._consumer)
+    # The third is still open: its action waits with it.
+    assert member._publisher.committed == [(TP, ["a-1"], 3)]
+    assert member._consumer.commits == [{OTHER: 2}]
+    member._partitions[TP].finished(3)
+    await member._try_commit(member._consumer)
+    assert member._publisher.committed[1:] == [(TP, ["a-3"], 5)]
+    await member._try_commit(member._consumer)
+    assert len(member._publisher.committed) == 2
+
+
+async def test_a_transaction_of_unknown_outcome_ends_the_session(member):
+    await member.on_partitions_assigned([TP])
+    for record, progress in await fetch(member, records(TP, 0, 2)):
+        progress.actions.append(pending(record.offset))
+        progress.finished(record.offset)
+    member._publisher.failures = [TransactionLostError("no answer")]
+    await member._try_commit(member._consumer)
+    assert member._partitions[TP].committed == 0
+    with pytest.raises(TransactionLostError):
+        await fetch(member, {})
+
+
+async def test_earlier_owners_are_shut_out_before_the_group_is_asked_where_it_stands(member):
+    order = []
+
+    async def own(partitions):
+        order.append("own")
+
+    async def committed(_tp):
+        order.append("committed")
+        return 7
+
+    member._publisher.own = own
+    member._consumer.committed = committed
+    await member.on_partitions_assigned([TP])
+    assert order == ["own", "committed"]
+    assert member._consumer.calls == [("seek", TP, 7)]
+
+
+async def test_what_was_fetched_before_the_fence_is_fetched_again(member):
+    assert await fetch(member, records(TP, 5, 9)) == []
+    assert member._consumer.calls == [("seek", TP, 5)]
+
+
+async def test_a_fence_that_fails_ends_the_session(member):
+    async def own(_partitions):
+        raise KafkaConnectionError
+
+    member._publisher.own = own
+    await member.on_partitions_assigned([TP])
+    assert not member.joined.is_set()
+    with pytest.raises(KafkaConnectionError):
+        await fetch(member, {})

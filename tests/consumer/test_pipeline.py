@@ -5,19 +5,23 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from redis.exceptions import ResponseError
 
 from nexus.consumer.deadletters import dead_letter_headers
-from nexus.consumer.duplicates import RecentIds
+from nexus.consumer.handlers import Handlers
 from nexus.consumer.lanes import Lanes
 from nexus.consumer.offsets import PartitionProgress
 from nexus.consumer.pipeline import Pipeline
-from nexus.consumer.settings import FailureSettings
-from nexus.errors import EventError, UpstreamError
+from nexus.consumer.replay import origin_of, replay_headers
+from nexus.consumer.script import BLOCK, DUPLICATE
+from nexus.consumer.settings import ConsumerSettings, FailureSettings
+from nexus.consumer.state import Answer, Origin
+from nexus.errors import UpstreamError
 
 TOPIC = "gateway.rate_limit.hit"
 
 
-def hit(offset, event_id=None, key=None, value=None):
+def hit(offset, event_id=None, key=None, value=None, headers=(("ce_specversion", b"1.0"),)):
     body = {
         "id": event_id or f"e-{offset}",
         "emittedAt": "2026-11-21T10:00:00.000Z",
@@ -31,33 +35,39 @@ def hit(offset, event_id=None, key=None, value=None):
         offset=offset,
         key=key,
         value=json.dumps(body).encode() if value is None else value,
-        headers=(("ce_specversion", b"1.0"),),
+        headers=headers,
     )
 
 
 class Harness:
+    """A pipeline whose Redis answers what the test says; ``script``: one entry for each call."""
+
     def __init__(self, metrics, script=(), max_attempts=3):
         self.metrics = metrics
         self.script = list(script)
-        self.handled = []
+        self.judged = []
         self.letters = []
         self.delays = []
         self.progress = PartitionProgress()
         self.pipeline = Pipeline(
-            self.handle,
             self,
-            RecentIds(100),
+            Handlers(ConsumerSettings(), metrics),
+            self,
             FailureSettings(max_attempts=max_attempts, base_ms=100, cap_ms=1000),
             metrics,
+            None,
             self.sleep,
         )
 
-    async def handle(self, event):
-        if self.script:
-            answer = self.script.pop(0)
-            if answer is not None:
-                raise answer
-        self.handled.append(event.id)
+    async def judge(self, topic, partition, committed, events):
+        answer = self.script.pop(0) if self.script else []
+        if isinstance(answer, BaseException):
+            raise answer
+        self.judged.append([event.id for _, event, _ in events])
+        return answer
+
+    def subject(self, ip):
+        return ip
 
     async def send(self, record, reason, error, attempts):
         self.letters.append((record.offset, reason, error, attempts))
@@ -68,8 +78,7 @@ class Harness:
     async def run(self, *records):
         for record in records:
             self.progress.received(record.offset)
-        for record in records:
-            await self.pipeline.run(record, self.progress)
+        await self.pipeline.run(records, self.progress)
 
     def results(self, result):
         return self.metrics.counter("nexus_consumer_events_total", topic=TOPIC, result=result).value
@@ -80,20 +89,50 @@ def harness(metrics):
     return lambda *script, **kw: Harness(metrics, script, **kw)
 
 
-async def test_a_good_event_has_its_effect_and_is_finished(harness):
+async def test_good_events_are_judged_together_and_finished(harness):
     h = harness()
-    await h.run(hit(5))
-    assert h.handled == ["e-5"]
-    assert h.progress.committable == 6
-    assert h.results("handled") == 1
+    await h.run(hit(5), hit(6))
+    assert h.judged == [["e-5", "e-6"]]
+    assert h.progress.committable == 7
+    assert h.results("handled") == 2
 
 
-async def test_a_duplicate_is_finished_without_an_effect(harness):
-    h = harness()
+async def test_a_duplicate_is_finished_without_a_line(harness, caplog):
+    caplog.set_level("INFO", "nexus.consumer.events")
+    h = harness([Answer(1, DUPLICATE)])
     await h.run(hit(1, "same"), hit(2, "same"))
-    assert h.handled == ["same"]
     assert h.progress.committable == 3
-    assert h.results("duplicate") == 1
+    assert (h.results("duplicate"), h.results("handled")) == (1, 1)
+    assert caplog.text.count("rate limit hit by") == 1
+
+
+async def test_a_verdict_becomes_an_action_that_waits_for_its_commit(harness, caplog):
+    h = harness([Answer(1, BLOCK, 1_795_000_000_000, 5, 300_000)])
+    trace = b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01"
+    await h.run(hit(1), hit(2, headers=(("traceparent", trace),)), hit(3))
+    [pending] = h.progress.actions
+    action = pending.action
+    assert (pending.offset, pending.traceparent) == (2, trace)
+    assert (action.id, action.type, action.subject) == (
+        "e-2:block",
+        "address.blocked",
+        "192.0.2.7",
+    )
+    assert (action.hits, action.ttl_ms, action.trace_id) == (5, 300_000, "ab" * 16)
+    [line] = [r for r in caplog.records if r.name == "nexus.consumer.audit"]
+    assert (line.action_id, line.subject, line.actor) == ("e-2:block", "192.0.2.7", "auto")
+    assert h.progress.committable == 4
+
+
+async def test_with_a_webhook_the_event_is_open_until_it_is_delivered(harness):
+    h = harness([Answer(0, BLOCK, 1_795_000_000_000, 5, 300_000)])
+    deeds = []
+    h.pipeline.webhook = lambda deed, progress: deeds.append(deed)
+    await h.run(hit(1), hit(2))
+    assert [deed.action.id for deed in deeds] == ["e-1:block"]
+    assert h.progress.committable is None
+    h.progress.finished(1)
+    assert h.progress.committable == 3
 
 
 async def test_an_event_that_breaks_its_schema_goes_to_the_dead_letters_at_once(harness):
@@ -102,63 +141,51 @@ async def test_an_event_that_breaks_its_schema_goes_to_the_dead_letters_at_once(
     [(offset, reason, error, attempts)] = h.letters
     assert (offset, reason, attempts) == (1, "schema", 0)
     assert "emittedAt" in error
-    assert h.handled == ["e-2"]
+    assert h.judged == [["e-2"]]
     assert h.progress.committable == 3
     assert h.delays == []
 
 
-async def test_a_failing_handler_is_tried_again_with_jitter_then_set_aside(harness):
-    h = harness(*[ValueError("no")] * 3)
-    await h.run(hit(1), hit(2))
-    assert h.letters == [(1, "handler", "ValueError: no", 3)]
-    assert h.handled == ["e-2"]
-    assert h.progress.committable == 3
+async def test_a_batch_that_redis_refuses_is_tried_event_by_event(harness):
+    no = ResponseError("WRONGTYPE no")
+    h = harness(no, [], no, no, no, [])
+    await h.run(hit(1), hit(2), hit(3))
+    assert h.judged == [["e-1"], ["e-3"]]
+    assert h.letters == [(2, "handler", "ResponseError: WRONGTYPE no", 3)]
+    assert h.progress.committable == 4
     assert len(h.delays) == 2
     assert all(0 <= delay <= 0.1 * 2**i for i, delay in enumerate(h.delays))
-    assert h.metrics.counter("nexus_consumer_retries_total", topic=TOPIC).value == 2
-
-
-async def test_a_handler_that_recovers_has_its_effect_once(harness):
-    h = harness(ValueError("no"), None)
-    await h.run(hit(1))
-    assert (h.handled, h.letters) == (["e-1"], [])
 
 
 async def test_a_missing_dependency_never_makes_a_dead_letter(harness):
     h = harness(*[UpstreamError("Redis is away", sent=False)] * 50)
     await h.run(hit(1))
-    assert (h.handled, h.letters) == (["e-1"], [])
+    assert (h.judged, h.letters) == ([["e-1"]], [])
     assert len(h.delays) == 50
     assert max(h.delays) <= 1.0
+    assert h.metrics.counter("nexus_consumer_retries_total", topic=TOPIC).value == 50
 
 
-async def test_a_handler_may_refuse_an_event(harness):
-    h = harness(EventError("ip: not an address"))
-    await h.run(hit(1))
-    assert h.letters == [(1, "handler", "ip: not an address", 1)]
-
-
-async def test_an_event_whose_partition_was_taken_away_stays_unfinished(harness):
-    h = harness(ValueError("no"))
+async def test_events_whose_partition_was_taken_away_stay_unfinished(harness):
+    h = harness(UpstreamError("away", sent=False))
 
     async def revoke(_seconds):
         h.progress.revoked = True
 
     h.pipeline._sleep = revoke
     await h.run(hit(1))
-    assert h.handled == []
-    assert h.progress.committable is None
-    h.progress.revoked = False
-    await h.pipeline.run(hit(1), h.progress)  # read again: it is no duplicate
-    assert h.handled == ["e-1"]
+    assert (h.judged, h.progress.committable) == ([], None)
 
 
-async def test_a_cancelled_event_is_no_duplicate_when_it_comes_again(harness):
-    h = harness(asyncio.CancelledError())
-    with pytest.raises(asyncio.CancelledError):
-        await h.run(hit(1))
-    await h.pipeline.run(hit(1), h.progress)
-    assert h.handled == ["e-1"]
+async def test_a_replayed_record_says_where_it_comes_from(harness):
+    h = harness()
+    headers = replay_headers(
+        (("nexus_dlq_reason", b"schema"), ("x", b"y")), Origin(TOPIC, 2, 40, True)
+    )
+    assert headers[0] == ("x", b"y")
+    assert origin_of(headers) == (TOPIC, 2, 40, True)
+    await h.run(hit(1, headers=(("nexus_replay_origin", b"nonsense"),)))
+    assert h.letters[0][:2] == (1, "schema")
 
 
 def test_a_dead_letter_says_where_and_why():

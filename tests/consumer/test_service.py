@@ -19,14 +19,21 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from support.servers import free_port
 
 from nexus.consumer.app import SPEC, ConsumerApp
-from nexus.consumer.handlers import Handlers
-from nexus.consumer.settings import ConsumerSettings, FlowSettings, SpikeSettings
+from nexus.consumer.settings import (
+    ActionSettings,
+    ConsumerSettings,
+    FlowSettings,
+    SpikeSettings,
+)
+from nexus.consumer.state import State
 from nexus.errors import ConfigError
 from nexus.net.service import WorkerContext
-from nexus.net.settings import KafkaSettings
+from nexus.net.settings import KafkaSettings, RedisSettings
 from nexus.net.states import WorkerStates
 
 ROOT = Path(__file__).resolve().parents[2]
+#: librdkafka's in-memory broker does not end aiokafka's transactions.
+PLAIN = ActionSettings(delivery="at-least-once")
 STAMP = "2026-11-21T10:00:00.000Z"
 
 
@@ -89,7 +96,7 @@ def handled(registry, result):
 
 
 @pytest.fixture
-async def app_of(registry):
+async def app_of(registry, redis_server):
     """Starts the app of one worker in this process; stopped at the end."""
     running, sockets = [], []
 
@@ -100,8 +107,9 @@ async def app_of(registry):
             index=0,
             settings=ConsumerSettings(
                 kafka=KafkaSettings(bootstrap_servers=bootstrap),
+                redis=RedisSettings(url=redis_server.url),
                 group=group or f"g-{uuid.uuid4().hex[:8]}",
-                **settings,
+                **{"actions": PLAIN, **settings},
             ),
             registry=registry,
             metrics=registry.open(0),
@@ -210,10 +218,10 @@ async def test_poison_is_set_aside_on_a_real_broker(kafka_broker, app_of, regist
 
 
 async def test_a_worker_whose_events_stand_still_is_replaced(mock_kafka, app_of, monkeypatch):
-    async def hang(_self, _event):
+    async def hang(_self, *_):
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Handlers, "handle", hang)
+    monkeypatch.setattr(State, "judge", hang)
     flow = FlowSettings(stall_seconds=0.3)  # far below what a configuration may say
     app = await app_of(mock_kafka, flow=flow)
     reasons = []
@@ -228,7 +236,7 @@ async def test_a_worker_whose_events_stand_still_is_replaced(mock_kafka, app_of,
 class Service:
     """``python -m nexus.consumer`` as a process."""
 
-    def __init__(self, bootstrap, group, log, *arguments):
+    def __init__(self, bootstrap, group, log, *arguments, **environ):
         self.admin = free_port()
         self.log = log
         with log.open("ab") as output:
@@ -238,7 +246,7 @@ class Service:
                     *("--admin-port", str(self.admin), *arguments),
                 ],
                 cwd=ROOT,
-                env={**os.environ, "NEXUS_CONSUMER_GROUP": group},
+                env={**os.environ, "NEXUS_CONSUMER_GROUP": group, **environ},
                 stdout=output,
                 stderr=output,
             )
@@ -257,12 +265,12 @@ class Service:
 
 
 @pytest.mark.kafka
-async def test_the_service_loses_nothing_when_it_is_killed(kafka_broker, tmp_path):
+async def test_the_service_loses_nothing_when_it_is_killed(kafka_broker, redis_server, tmp_path):
     """SIGKILL between effect and commit repeats events, and never skips one."""
     marker, group, log = uuid.uuid4().hex[:8], f"g-{uuid.uuid4().hex[:8]}", tmp_path / "log"
     bootstrap = kafka_broker.bootstrap
     total = 3000
-    service = Service(bootstrap, group, log)
+    service = Service(bootstrap, group, log, "--redis", redis_server.url)
     try:
         sending = asyncio.create_task(
             send(bootstrap, "gateway.rate_limit.hit", [hit(marker, i) for i in range(total)])
