@@ -4,6 +4,8 @@ from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:
     TABLE_SLOTS = 2048
+    ROWS = 4
+    GROUPS = 32
     MORE = 0
     COMMAND = 1
     BIG = 2
@@ -13,15 +15,18 @@ cdef enum:
 cdef struct Slot:
     uint64_t word[4]     # lower-case name, zero-padded to NAME_LIMIT bytes
     unsigned int kind    # class; 0: free slot
+    unsigned int group   # below GROUPS
 
 cdef int append(bytearray out, bytearray data, Py_ssize_t start, Py_ssize_t end) except -1
 cdef bytes cut(bytearray data, Py_ssize_t start, Py_ssize_t end)
 
 cdef class CommandTable:
     cdef Slot* _slots
+    cdef int64_t _counts[128]            # ROWS × GROUPS
     cdef readonly unsigned int unknown
-    cdef unsigned int find(self, const unsigned char* name, Py_ssize_t length) noexcept nogil
-    cdef int _insert(self, bytes name, unsigned int kind) except -1
+    cdef const Slot* find(self, const unsigned char* name, Py_ssize_t length) noexcept nogil
+    cdef int _insert(self, bytes name, unsigned int kind, unsigned int group) except -1
+    cpdef object count(self, int row, int group, int64_t number=*)
 
 cdef class CommandScanner:
     cdef CommandTable _table
@@ -31,6 +36,8 @@ cdef class CommandScanner:
     cdef public Py_ssize_t run_count
     cdef public Py_ssize_t command_end
     cdef public unsigned int kind
+    cdef public unsigned int group
+    cdef public unsigned int row         # where runs are counted; below ROWS
     cdef public int64_t argc
     cdef public str error
     cdef public bint streaming

@@ -96,7 +96,7 @@ cdef class CommandTable:
         if self._slots is NULL:
             raise MemoryError
 
-    def __init__(self, dict classes, unsigned int unknown):
+    def __init__(self, dict classes, unsigned int unknown, dict groups=None):
         if 2 * len(classes) > TABLE_SLOTS:
             raise ValueError(f"{len(classes)} commands are more than the table holds")
         for name, value in classes.items():
@@ -104,13 +104,18 @@ cdef class CommandTable:
                 raise ValueError(f"command name {name!r} is not 1 to {NAME_LIMIT} bytes long")
             if value <= 0 or value & (value - 1) or value > 1 << 30:
                 raise ValueError(f"class {value} of {name!r} is not a power of two below 2**31")
-            self._insert(name, value)
+        for name, group in (groups or {}).items():
+            if not 0 <= group < GROUPS:
+                raise ValueError(f"group {group} of {name!r} is not from 0 to {GROUPS - 1}")
+        lowered = {name.lower(): group for name, group in (groups or {}).items()}
+        for name, value in classes.items():
+            self._insert(name, value, lowered.get(name.lower(), 0))
         self.unknown = unknown
 
     def __dealloc__(self):
         free(self._slots)
 
-    cdef int _insert(self, bytes name, unsigned int kind) except -1:
+    cdef int _insert(self, bytes name, unsigned int kind, unsigned int group) except -1:
         cdef uint64_t word[4]
         cdef size_t index
         _lower(word, <const unsigned char*>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
@@ -119,23 +124,44 @@ cdef class CommandTable:
             index = (index + 1) & (TABLE_SLOTS - 1)
         memcpy(self._slots[index].word, word, NAME_LIMIT)
         self._slots[index].kind = kind
+        self._slots[index].group = group
         return 0
 
-    cdef unsigned int find(self, const unsigned char* name, Py_ssize_t length) noexcept nogil:
+    cdef const Slot* find(self, const unsigned char* name, Py_ssize_t length) noexcept nogil:
+        """The slot of a name; NULL: unknown."""
         cdef uint64_t word[4]
         cdef size_t index
         if length > NAME_LIMIT or length == 0:
-            return self.unknown
+            return NULL
         _lower(word, name, length)
         index = _mix(word) & (TABLE_SLOTS - 1)
         while self._slots[index].kind:
             if _same(self._slots[index].word, word):
-                return self._slots[index].kind
+                return &self._slots[index]
             index = (index + 1) & (TABLE_SLOTS - 1)
-        return self.unknown
+        return NULL
 
     def lookup(self, bytes name not None):
-        return self.find(<const unsigned char*>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        cdef const Slot* slot = self.find(
+            <const unsigned char*>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)
+        )
+        return self.unknown if slot is NULL else slot.kind
+
+    def group(self, bytes name not None):
+        cdef const Slot* slot = self.find(
+            <const unsigned char*>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)
+        )
+        return 0 if slot is NULL else slot.group
+
+    cpdef object count(self, int row, int group, int64_t number=1):
+        if not (0 <= row < ROWS and 0 <= group < GROUPS):
+            raise IndexError(f"row {row} or group {group} is out of range")
+        self._counts[row * GROUPS + group] += number
+
+    def counts(self, int row):
+        if not 0 <= row < ROWS:
+            raise IndexError(f"row {row} is out of range")
+        return [self._counts[row * GROUPS + group] for group in range(GROUPS)]
 
 
 cdef inline bint _same(uint64_t* a, uint64_t* b) noexcept nogil:
@@ -186,6 +212,7 @@ cdef class CommandScanner:
                 self._args_left = self.argc = count
                 self._first = True
                 self.kind = self._table.unknown
+                self.group = 0
             position = self._arguments(base, command, position, end)
             if self._args_left:
                 if position < 0:
@@ -197,6 +224,7 @@ cdef class CommandScanner:
                 self.command_end = position
                 return COMMAND
             self.run_count += 1
+            self._table._counts[(self.row & (ROWS - 1)) * GROUPS + self.group] += 1
             command = position
 
     cpdef Py_ssize_t stream(self, bytearray data, Py_ssize_t start, Py_ssize_t end):
@@ -240,6 +268,7 @@ cdef class CommandScanner:
     ) except? -99:
         """Scan arguments; a negative answer is ``-1 - verdict`` to return."""
         cdef Py_ssize_t size
+        cdef const Slot* slot
         while self._args_left:
             if self._bulk_left < 0:
                 size = self._bulk_header(data, command, position, end)
@@ -259,7 +288,10 @@ cdef class CommandScanner:
                 return position
             if self._first:
                 self._first = False
-                self.kind = self._table.find(data + position, self._bulk_left - 2)
+                slot = self._table.find(data + position, self._bulk_left - 2)
+                if slot is not NULL:
+                    self.kind = slot.kind
+                    self.group = slot.group
             position += self._bulk_left
             self._bulk_left = -1
             self._args_left -= 1
@@ -328,6 +360,7 @@ cdef class CommandScanner:
         self._searched = 0
         self.command_end = found - data + 1
         self.kind = self._table.unknown
+        self.group = 0
         return INLINE
 
 

@@ -24,6 +24,10 @@ REPLY_LIMIT: Final = 1 << 40
 #: Values that one reply may still be waiting for.
 VALUES_LIMIT: Final = 1 << 60
 
+#: Rows and groups of the command counts.
+ROWS: Final = 4
+GROUPS: Final = 32
+
 MORE: Final = 0
 COMMAND: Final = 1
 BIG: Final = 2
@@ -82,22 +86,50 @@ class CommandTable:
     """Command name → class, a power of two (so that sets of classes are masks).
 
     Names are compared without case. ``unknown`` is the class of every other name.
+
+    It also counts: each name belongs to a group (0 to 31; 0 unless ``groups`` says otherwise), and
+    every command of a scanner's run is counted under its group in that scanner's ``row`` (0 to 3).
+    What a scanner stops at is the caller's to ``count``.
     """
 
-    __slots__ = ("_classes", "unknown")
+    __slots__ = ("_classes", "_counts", "_groups", "unknown")
 
-    def __init__(self, classes: dict[bytes, int], unknown: int) -> None:
+    def __init__(
+        self, classes: dict[bytes, int], unknown: int, groups: dict[bytes, int] | None = None
+    ) -> None:
         for name, value in classes.items():
             if not 0 < len(name) <= NAME_LIMIT:
                 raise ValueError(f"command name {name!r} is not 1 to {NAME_LIMIT} bytes long")
             if value <= 0 or value & (value - 1) or value > 1 << 30:
                 raise ValueError(f"class {value} of {name!r} is not a power of two below 2**31")
+        for name, group in (groups or {}).items():
+            if not 0 <= group < GROUPS:
+                raise ValueError(f"group {group} of {name!r} is not from 0 to {GROUPS - 1}")
         self._classes = {name.lower(): value for name, value in classes.items()}
+        self._groups = {name.lower(): group for name, group in (groups or {}).items()}
+        self._counts = [[0] * GROUPS for _ in range(ROWS)]
         self.unknown = unknown
 
     def lookup(self, name: bytes) -> int:
         """Class of a command."""
         return self._classes.get(name.lower(), self.unknown)
+
+    def group(self, name: bytes) -> int:
+        """Group of a command; 0 for a name without a class."""
+        lower = name.lower()
+        return self._groups.get(lower, 0) if lower in self._classes else 0
+
+    def count(self, row: int, group: int, number: int = 1) -> None:
+        """Count commands that no scanner counted. Raises ``IndexError``."""
+        if not (0 <= row < ROWS and 0 <= group < GROUPS):
+            raise IndexError(f"row {row} or group {group} is out of range")
+        self._counts[row][group] += number
+
+    def counts(self, row: int) -> list[int]:
+        """Commands counted so far in a row, by group. Raises ``IndexError``."""
+        if not 0 <= row < ROWS:
+            raise IndexError(f"row {row} is out of range")
+        return list(self._counts[row])
 
 
 class CommandScanner:
@@ -114,7 +146,7 @@ class CommandScanner:
     ``ERROR``    ``error`` is what Redis would answer behind ``-ERR ``; nothing after is believed
 
     Before that place stand ``run_count`` complete commands of classes in ``mask``, back to back in
-    ``[start, run_end)``. ``kind`` is the class of the command stopped at. After ``BIG``,
+    ``[start, run_end)``. ``kind`` and ``group`` are those of the command stopped at. After ``BIG``,
     ``stream()`` passes the command on piecemeal. The framing is Redis's own, to the byte (line
     ends at the first CR, payload terminators are skipped unread), so that scanner and server can
     never disagree on where a command begins.
@@ -132,7 +164,9 @@ class CommandScanner:
         "bulk_limit",
         "command_end",
         "error",
+        "group",
         "kind",
+        "row",
         "run_count",
         "run_end",
         "streaming",
@@ -146,6 +180,8 @@ class CommandScanner:
         self.run_count = 0
         self.command_end = 0
         self.kind = 0
+        self.group = 0
+        self.row = 0
         self.argc = 0
         self.error = ""
         self.streaming = False
@@ -183,6 +219,7 @@ class CommandScanner:
                 self._args_left = self.argc = count
                 self._first = True
                 self.kind = self._table.unknown
+                self.group = 0
             position = self._arguments(data, command, position, end)
             if self._args_left:
                 return -1 - position if position < 0 else self._pause(position - command, MORE)
@@ -190,6 +227,7 @@ class CommandScanner:
                 self.command_end = position
                 return self._pause(0, COMMAND)
             self.run_count += 1
+            self._table.count(self.row & (ROWS - 1), self.group)
             command = position
 
     def stream(self, data: bytearray, start: int, end: int) -> int:
@@ -243,6 +281,7 @@ class CommandScanner:
                 name = bytes(data[position : position + self._bulk_left - 2])
                 if len(name) <= NAME_LIMIT:
                     self.kind = self._table.lookup(name)
+                    self.group = self._table.group(name)
             position += self._bulk_left
             self._finish_argument()
         return position
@@ -303,6 +342,7 @@ class CommandScanner:
         self._searched = 0
         self.command_end = found + 1
         self.kind = self._table.unknown
+        self.group = 0
         return self._pause(0, INLINE)
 
     def _pause(self, progress: int, verdict: int) -> int:

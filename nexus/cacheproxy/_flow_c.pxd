@@ -38,7 +38,8 @@ cdef class Plane:
     cdef public int64_t shared_commands
     cdef public int64_t pinned_commands
     cdef public int64_t local_commands
-    cdef public int64_t failed_commands
+    cdef public int64_t refused_commands
+    cdef public int64_t lost_commands
     cdef public int64_t client_bytes_in
     cdef public int64_t client_bytes_out
     cdef public int64_t upstream_bytes_in
@@ -125,6 +126,7 @@ cdef class Client(Receiver):
     cdef public bint quitting                # nor is it listened to
     cdef public bint congested
     cdef bint reading_paused
+    cdef public bint half_open
     cdef bint processing                     # guards against re-entry by a nested resume
     cdef int64_t reply_bytes
     cdef public int64_t big_until            # tick

@@ -87,7 +87,9 @@ class Plane:
         self.shared_commands = 0
         self.pinned_commands = 0
         self.local_commands = 0
-        self.failed_commands = 0
+        #: Answered by us instead of Redis: not sent, and lost on the way.
+        self.refused_commands = 0
+        self.lost_commands = 0
         self.client_bytes_in = 0
         self.client_bytes_out = 0
         self.upstream_bytes_in = 0
@@ -197,7 +199,7 @@ class Link:
         self.flush_due = False
         if self.state != UP or not self.out:
             return
-        if self.sample_at == 0 and self.pin is None:
+        if self.sample_at == 0 and not self.splice:
             self.sample_at = self.sent
             self.sample_began = monotonic()
         self.plane.upstream_bytes_out += len(self.out)
@@ -308,7 +310,10 @@ class Link:
             self._lose(waiting[index], waiting[index + 1], partial and index == 0, error)
 
     def _lose(self, receiver: Receiver, count: int, partial: bool, error: bytes) -> None:
-        self.plane.failed_commands += count
+        if error is self.plane.lost:
+            self.plane.lost_commands += count
+        else:
+            self.plane.refused_commands += count
         receiver.lost(count, partial, error)
 
     def _take(self, data: bytearray, size: int) -> None:
@@ -405,6 +410,8 @@ class Client(Receiver):
         self.big_until = 0
         self.last_seen = plane.tick
         self.processing = False
+        #: Whether the transport can still write after the client's end of input (TLS: no).
+        self.half_open = True
 
     # -- from the client
 
@@ -489,7 +496,7 @@ class Client(Receiver):
         if self.link is None:
             self.bind()
         if self.link.state == DOWN:
-            self.plane.failed_commands += count
+            self.plane.refused_commands += count
             self.answer(self.plane.loading * count)
             return
         if self.pinned:
@@ -643,7 +650,7 @@ class Client(Receiver):
         self.eof = True
         if not self.closed:
             self.finish()
-        return True
+        return self.half_open
 
     def connection_lost(self, _error: Exception | None) -> None:
         self.closed = True

@@ -8,21 +8,23 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from nexus._speedups.respscan import CommandTable
-from nexus.cacheproxy.commands import Kind, kinds
+from nexus.cacheproxy.commands import Kind, groups, kinds
+from nexus.cacheproxy.counts import SharedCounts, Stats
 from nexus.cacheproxy.flow import Plane
-from nexus.cacheproxy.local import ClientCounts, LocalCommands
+from nexus.cacheproxy.local import LocalCommands
 from nexus.cacheproxy.metrics import Publisher
 from nexus.cacheproxy.pools import Pools
 from nexus.cacheproxy.session import Session
 from nexus.cacheproxy.settings import CacheproxySettings
 from nexus.cacheproxy.target import parse_target
+from nexus.cacheproxy.tls import server_context
 from nexus.clock import monotonic
 from nexus.errors import ConfigError
 from nexus.net.admin import AdminServer, start_admin
 from nexus.net.service import ServiceSpec, WorkerContext
 
 if TYPE_CHECKING:
-    from nexus.cacheproxy.local import Stats
+    import ssl
 
 __all__ = ["SPEC", "CacheproxyApp"]
 
@@ -37,22 +39,25 @@ START_SECONDS: Final = 1.0
 class CacheproxyApp:
     """One worker."""
 
-    def __init__(self, context: WorkerContext[CacheproxySettings, ClientCounts]) -> None:
+    def __init__(self, context: WorkerContext[CacheproxySettings, SharedCounts]) -> None:
         self._context: Final = context
         loop = asyncio.get_running_loop()
-        self._plane: Final = Plane(loop, CommandTable(kinds(), int(Kind.PROBE)))
+        self._plane: Final = Plane(loop, CommandTable(kinds(), int(Kind.PROBE), groups()))
         target = parse_target(context.settings.redis.url)
+        self._stats: Final = Stats()
+        context.shared.reset(context.index)
         self._pools: Final = Pools(
-            self._plane, target, observe=self._observe, count_lost=self._count_lost
+            self._plane, target, self._stats, context.shared.dedicated, context.index
         )
-        limits = context.settings.limits
-        context.shared.set(context.index, 0)  # what a crashed predecessor left there
+        self._publisher: Final = Publisher(
+            context.registry, context.metrics, self._pools, self._stats
+        )
+        self._pools.observe_shared = self._publisher.observe_shared
+        self._pools.observe = self._publisher.observe_pinned
         self._local: Final = LocalCommands(
-            self._pools, context.shared, context.index, limits.max_clients
+            self._pools, context.shared, context.index, self._stats, self._publisher
         )
-        self._stats: Final[Stats] = self._local.stats
-        self._publisher: Final = Publisher(context.metrics, self._pools, self._local)
-        self._idle_timeout = limits.idle_timeout_seconds
+        self._idle_timeout = 0.0
         self._apply(context.settings)
         self._server: asyncio.Server | None = None
         self._admin: AdminServer | None = None
@@ -63,16 +68,8 @@ class CacheproxyApp:
         self._plane.output_limit = limits.output_bytes
         self._plane.bulk_limit = limits.bulk_bytes
         self._local.max_clients = limits.max_clients
+        self._pools.max_dedicated = limits.max_dedicated
         self._idle_timeout = limits.idle_timeout_seconds
-
-    def _observe(self, seconds: float) -> None:
-        self._publisher.observe(seconds)
-
-    def _count_lost(self, kind: str) -> None:
-        if kind == "shared":
-            self._stats.lost_shared += 1
-        else:
-            self._stats.lost_pinned += 1
 
     async def start(self) -> None:
         """Listen; Redis may come later."""
@@ -83,17 +80,31 @@ class CacheproxyApp:
             await asyncio.wait_for(base.first_attempt.wait(), START_SECONDS)
         self._ticker = asyncio.create_task(self._tick_forever())
         self._admin = await start_admin(self._context)
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: Session(pools, self._local),  # type: ignore[arg-type,return-value]
-            sock=self._context.listener,  # type: ignore[arg-type]  # SPEC.listens: there is one
-            backlog=4096,
-        )
+        self._server = await self._listen(server_context(self._context.settings.tls))
         log.info("serving", extra={"upstream": str(pools.target)})
 
+    async def _listen(self, tls: ssl.SSLContext | None) -> asyncio.Server:
+        """Accept on the worker's listening socket; closing the server leaves that one open."""
+        listener = self._context.listener
+        assert listener is not None  # noqa: S101  (SPEC.listens)
+        pools, local = self._pools, self._local
+        return await asyncio.get_running_loop().create_server(
+            lambda: Session(pools, local),  # type: ignore[arg-type,return-value]
+            sock=listener.dup(),
+            backlog=4096,
+            ssl=tls,
+        )
+
     async def reload(self, settings: CacheproxySettings) -> None:
-        """Apply new limits; another Redis needs a restart and is refused."""
+        """Apply new limits and certificates; another Redis needs a restart and is refused."""
         if settings.redis.url != self._context.settings.redis.url:
             raise ConfigError("cannot change while running; restart", path="redis.url")
+        tls = server_context(settings.tls)
+        if tls is not None or self._context.settings.tls.cert_file:
+            # Both accept for a moment: nobody is refused in between.
+            before, self._server = self._server, await self._listen(tls)
+            if before is not None:
+                before.close()
         self._apply(settings)
 
     async def drain(self, seconds: float) -> None:
@@ -139,13 +150,14 @@ class CacheproxyApp:
 
 def _validate(settings: CacheproxySettings) -> None:
     parse_target(settings.redis.url)
+    server_context(settings.tls)
 
 
 SPEC: Final = ServiceSpec(
     name="cacheproxy",
     description="Transparent Redis proxy: multiplexed connections, unchanged clients.",
     settings=CacheproxySettings,
-    make_shared=lambda settings: ClientCounts(settings.workers),
+    make_shared=lambda settings: SharedCounts(settings.workers),
     make_app=CacheproxyApp,
     flags={"--redis": ("redis.url", "where Redis is: redis://, rediss:// or unix://")},
     validate=_validate,

@@ -13,7 +13,18 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-__all__ = ["COMMANDS", "ONLY_6_2", "ONLY_NEWER", "Command", "Kind", "kinds", "markdown"]
+__all__ = [
+    "COMMANDS",
+    "GROUPS",
+    "ONLY_6_2",
+    "ONLY_NEWER",
+    "Command",
+    "Kind",
+    "group_of",
+    "groups",
+    "kinds",
+    "markdown",
+]
 
 
 class Kind(IntEnum):
@@ -48,6 +59,9 @@ class Kind(IntEnum):
     #: Must get through while a script keeps Redis busy, when Redis refuses even ``SELECT``: on a
     #: dedicated connection in whatever db it is; nothing else is sent there before its reply.
     RESCUE = 1 << 10
+    #: ``CLIENT PAUSE``, ``UNPAUSE``: dedicated; while clients are paused, everything is, because a
+    #: command that waits on a shared connection would hold up what may run behind it.
+    PAUSE = 1 << 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +129,14 @@ client|kill -3 0 0 0 spliced admin loading noscript stale
 client|list -2 0 0 0 spliced admin loading noscript stale
 client|no-evict 3 0 0 0 spliced admin loading noscript stale
 client|no-touch 3 0 0 0 spliced loading noscript stale
-client|pause -3 0 0 0 dedicated admin loading noscript stale
+client|pause -3 0 0 0 pause admin loading noscript stale
 client|reply 3 0 0 0 spliced loading noscript stale
 client|setname 3 0 0 0 session loading noscript stale
 client|setinfo 4 0 0 0 session loading noscript stale
 client|tracking -3 0 0 0 spliced loading noscript stale
 client|trackinginfo 2 0 0 0 spliced loading noscript stale
 client|unblock -3 0 0 0 spliced admin loading noscript stale
-client|unpause 2 0 0 0 dedicated admin loading noscript stale
+client|unpause 2 0 0 0 pause admin loading noscript stale
 cluster -2 0 0 0 shared
 cluster|addslots -3 0 0 0 shared admin no_async_loading stale
 cluster|addslotsrange -4 0 0 0 shared admin no_async_loading stale
@@ -474,6 +488,93 @@ def kinds() -> dict[bytes, int]:
     return table
 
 
+#: Redis's own grouping of commands (``COMMAND DOCS``); what metrics are counted by.
+_MEMBERS: Final = {
+    "bitmap": """
+        bitcount bitfield bitfield_ro bitop bitpos getbit setbit
+    """,
+    "cluster": """
+        asking cluster readonly readwrite
+    """,
+    "connection": """
+        auth client echo hello ping quit reset select
+    """,
+    "generic": """
+        copy del dump exists expire expireat expiretime keys migrate move object
+        persist pexpire pexpireat pexpiretime pttl randomkey rename renamenx restore
+        scan sort sort_ro touch ttl type unlink wait waitaof
+    """,
+    "geo": """
+        geoadd geodist geohash geopos georadius georadius_ro georadiusbymember
+        georadiusbymember_ro geosearch geosearchstore
+    """,
+    "hash": """
+        hdel hexists hget hgetall hincrby hincrbyfloat hkeys hlen hmget hmset
+        hrandfield hscan hset hsetnx hstrlen hvals
+    """,
+    "hyperloglog": """
+        pfadd pfcount pfdebug pfmerge pfselftest
+    """,
+    "list": """
+        blmove blmpop blpop brpop brpoplpush lindex linsert llen lmove lmpop lpop lpos
+        lpush lpushx lrange lrem lset ltrim rpop rpoplpush rpush rpushx
+    """,
+    "pubsub": """
+        psubscribe publish pubsub punsubscribe spublish ssubscribe subscribe
+        sunsubscribe unsubscribe
+    """,
+    "scripting": """
+        eval eval_ro evalsha evalsha_ro fcall fcall_ro function script
+    """,
+    "server": """
+        acl bgrewriteaof bgsave command config dbsize debug failover flushall flushdb
+        host: info lastsave latency lolwut memory module monitor post psync replconf
+        replicaof restore-asking role save shutdown slaveof slowlog swapdb sync time
+    """,
+    "set": """
+        sadd scard sdiff sdiffstore sinter sintercard sinterstore sismember smembers
+        smismember smove spop srandmember srem sscan sunion sunionstore
+    """,
+    "sorted-set": """
+        bzmpop bzpopmax bzpopmin zadd zcard zcount zdiff zdiffstore zincrby zinter
+        zintercard zinterstore zlexcount zmpop zmscore zpopmax zpopmin zrandmember
+        zrange zrangebylex zrangebyscore zrangestore zrank zrem zremrangebylex
+        zremrangebyrank zremrangebyscore zrevrange zrevrangebylex zrevrangebyscore
+        zrevrank zscan zscore zunion zunionstore
+    """,
+    "stream": """
+        xack xadd xautoclaim xclaim xdel xgroup xinfo xlen xpending xrange xread
+        xreadgroup xrevrange xsetid xtrim
+    """,
+    "string": """
+        append decr decrby get getdel getex getrange getset incr incrby incrbyfloat
+        lcs mget mset msetnx psetex set setex setnx setrange stralgo strlen substr
+    """,
+    "transactions": """
+        discard exec multi unwatch watch
+    """,
+}
+
+#: Groups by number; 0 is everything that is not in the table.
+GROUPS: Final = ("other", "nexus", *_MEMBERS)
+
+
+def groups() -> dict[bytes, int]:
+    """Name → number of its group of everything that has no parent, for the scanner."""
+    numbers = {
+        name.encode(): GROUPS.index(group)
+        for group, row in _MEMBERS.items()
+        for name in row.split()
+    }
+    numbers[b"nexus"] = GROUPS.index("nexus")
+    return numbers
+
+
+def group_of(name: str) -> str:
+    """Group of a command, a subcommand's being its parent's."""
+    return GROUPS[groups().get(name.partition("|")[0].encode(), 0)]
+
+
 _TITLES: Final = {
     Kind.SHARED: "one reply, no connection state: multiplexed",
     Kind.DEDICATED: "slow, blocking or scripted: own connection while replies are outstanding",
@@ -486,6 +587,7 @@ _TITLES: Final = {
     Kind.PROBE: "own connection; spliced if Redis accepts it",
     Kind.LOCAL: "answered by the proxy",
     Kind.RESCUE: "own connection, in whatever db, so that it works while Redis is busy",
+    Kind.PAUSE: "own connection; while clients are paused, all commands are on own connections",
 }
 
 
@@ -502,14 +604,14 @@ def markdown() -> str:
         "|---|---|",
     ]
     lines += [f"| {kind.name.lower()} | {_TITLES[kind]} |" for kind in Kind]
-    lines += ["", "| command | kind | arity | keys (first, last, step) | flags |"]
-    lines += ["|---|---|---|---|---|"]
+    lines += ["", "| command | kind | group | arity | keys (first, last, step) | flags |"]
+    lines += ["|---|---|---|---|---|---|"]
     for command in COMMANDS.values():
         keys = f"{command.first_key}, {command.last_key}, {command.key_step}"
         lines.append(
             f"| {command.name.upper().replace('|', ' ')} | {command.kind.name.lower()} "
-            f"| {command.arity} | {keys if command.first_key else '-'} "
+            f"| {group_of(command.name)} | {command.arity} | {keys if command.first_key else '-'} "
             f"| {' '.join(sorted(command.flags))} |"
         )
-    lines += ["| NEXUS | local | -2 | - | the proxy's own: `NEXUS HELP` |", ""]
+    lines += ["| NEXUS | local | nexus | -2 | - | the proxy's own: `NEXUS HELP` |", ""]
     return "\n".join(lines)

@@ -1,52 +1,69 @@
-"""From the plane's plain counters to the registry; once per tick, never per command."""
+"""From the worker's plain counters to the registry; once per tick, never per command.
+
+The registry is memory that all workers share, and totals there survive a worker: ``NEXUS STATS``
+reads it, too.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from nexus.cacheproxy.commands import GROUPS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nexus._speedups.counters import Counter
-    from nexus.cacheproxy.local import LocalCommands
+    from nexus.cacheproxy.counts import Stats
     from nexus.cacheproxy.pools import Pools
-    from nexus.observability.registry import LocalMetrics
+    from nexus.observability.registry import LocalMetrics, Registry
 
-__all__ = ["Publisher"]
+__all__ = ["OUTCOMES", "Publisher", "Totals"]
+
+#: Outcome of each row of the command counts.
+OUTCOMES: Final = ("forwarded", "pinned", "local")
+
+#: (metric, label values …) → sum over all workers.
+Totals = dict[tuple[str, ...], float]
 
 
 class Publisher:
     """Adds what changed since the last :meth:`publish` to the worker's metrics."""
 
-    def __init__(self, metrics: LocalMetrics, pools: Pools, local: LocalCommands) -> None:
+    def __init__(
+        self, registry: Registry, metrics: LocalMetrics, pools: Pools, stats: Stats
+    ) -> None:
+        self._registry: Final = registry
         self._pools: Final = pools
-        self._local: Final = local
-        commands = metrics.counters("nexus_cache_commands_total")
+        plane = pools.plane
         closed = metrics.counters("nexus_cache_clients_closed_total")
         lost = metrics.counters("nexus_cache_upstream_lost_total")
         passed = metrics.counters("nexus_cache_bytes_total")
+        errors = metrics.counters("nexus_cache_errors_total")
+        pins = metrics.counters("nexus_cache_pins_total")
+        reconnects = metrics.counter("nexus_cache_reconnects_total")
         self._counters: Final[tuple[tuple[Callable[[], int], Counter], ...]] = (
-            (lambda: pools.plane.shared_commands, commands.labels("all", "forwarded")),
-            (lambda: pools.plane.pinned_commands, commands.labels("all", "pinned")),
-            (lambda: pools.plane.local_commands, commands.labels("all", "local")),
-            (lambda: pools.plane.failed_commands, commands.labels("all", "error")),
-            (lambda: local.stats.accepted, metrics.counter("nexus_cache_clients_total")),
-            (lambda: local.stats.refused, closed.labels("max_clients")),
-            (lambda: local.stats.protocol_errors, closed.labels("protocol_error")),
-            (lambda: local.stats.idle_closed, closed.labels("idle")),
-            (lambda: pools.plane.output_limit_kills, closed.labels("output_limit")),
-            (lambda: local.stats.lost_shared, lost.labels("shared")),
-            (lambda: local.stats.lost_pinned, lost.labels("pinned")),
-            (
-                lambda: local.stats.pins,
-                metrics.counter("nexus_cache_pins_total", reason="command"),
-            ),
-            (lambda: pools.plane.client_bytes_in, passed.labels("client_in")),
-            (lambda: pools.plane.client_bytes_out, passed.labels("client_out")),
-            (lambda: pools.plane.upstream_bytes_in, passed.labels("upstream_in")),
-            (lambda: pools.plane.upstream_bytes_out, passed.labels("upstream_out")),
+            (lambda: stats.accepted, metrics.counter("nexus_cache_clients_total")),
+            (lambda: stats.refused, closed.labels("max_clients")),
+            (lambda: stats.protocol_errors, closed.labels("protocol_error")),
+            (lambda: stats.idle_closed, closed.labels("idle")),
+            (lambda: plane.output_limit_kills, closed.labels("output_limit")),
+            (lambda: stats.lost["shared"], lost.labels("shared")),
+            (lambda: stats.lost["pinned"], lost.labels("pinned")),
+            (lambda: stats.reconnects, reconnects),
+            (lambda: stats.pins_opened, pins.labels("opened")),
+            (lambda: stats.pins_reused, pins.labels("reused")),
+            (lambda: stats.pins_refused, pins.labels("refused")),
+            (lambda: plane.refused_commands, errors.labels("refused")),
+            (lambda: plane.lost_commands, errors.labels("lost")),
+            (lambda: plane.client_bytes_in, passed.labels("client_in")),
+            (lambda: plane.client_bytes_out, passed.labels("client_out")),
+            (lambda: plane.upstream_bytes_in, passed.labels("upstream_in")),
+            (lambda: plane.upstream_bytes_out, passed.labels("upstream_out")),
         )
         self._published: Final = [0] * len(self._counters)
+        self._commands: Final = metrics.counters("nexus_cache_commands_total")
+        self._counted: Final = [[0] * len(GROUPS) for _ in OUTCOMES]
         links = metrics.gauges("nexus_cache_upstream_connections")
         self._links: Final = {
             kind: links.labels(kind) for kind in ("shared", "shared_down", "pinned", "warm")
@@ -54,13 +71,17 @@ class Publisher:
         clients = metrics.gauges("nexus_cache_clients")
         self._shared_clients: Final = clients.labels("shared")
         self._pinned_clients: Final = clients.labels("pinned")
-        self._latency: Final = metrics.histogram(
-            "nexus_cache_command_duration_ms", outcome="forwarded"
-        )
+        latency = metrics.histograms("nexus_cache_command_duration_ms")
+        self._forwarded: Final = latency.labels("forwarded")
+        self._pinned: Final = latency.labels("pinned")
 
-    def observe(self, seconds: float) -> None:
-        """One sampled command: written to Redis → its reply read."""
-        self._latency.observe(seconds * 1000)
+    def observe_shared(self, seconds: float) -> None:
+        """One sampled command on a shared connection: written to Redis → its reply read."""
+        self._forwarded.observe(seconds * 1000)
+
+    def observe_pinned(self, seconds: float) -> None:
+        """The same on a dedicated one; a blocking command's wait is part of it."""
+        self._pinned.observe(seconds * 1000)
 
     def publish(self) -> None:
         """Bring the registry up to date."""
@@ -69,9 +90,27 @@ class Publisher:
             if value != self._published[index]:
                 counter.inc(value - self._published[index])
                 self._published[index] = value
-        links = self._pools.stats()
+        for row, outcome in enumerate(OUTCOMES):
+            self._publish_row(outcome, self._pools.plane.table.counts(row), self._counted[row])
+        links = self._pools.links()
         for kind, gauge in self._links.items():
             gauge.set(links[kind])
         pinned = links["pinned"]
         self._pinned_clients.set(pinned)
         self._shared_clients.set(max(len(self._pools.sessions) - pinned, 0))
+
+    def _publish_row(self, outcome: str, now: list[int], before: list[int]) -> None:
+        for index, group in enumerate(GROUPS):
+            if now[index] != before[index]:
+                self._commands.labels(group, outcome).inc(now[index] - before[index])
+                before[index] = now[index]
+
+    def totals(self) -> Totals:
+        """Counters and gauges summed over all workers; the others' are at most a tick old."""
+        self.publish()
+        totals: Totals = {}
+        for _worker, series, numbers in self._registry.read():
+            if series.metric.kind != "histogram":
+                key = (series.metric.name, *series.values)
+                totals[key] = totals.get(key, 0.0) + numbers[0]
+        return totals

@@ -25,6 +25,7 @@ from nexus.cacheproxy.target import Target
 from nexus.wire.resp import encode_command
 
 if TYPE_CHECKING:
+    from nexus.cacheproxy.counts import Stats, Tally
     from nexus.cacheproxy.session import Session
 
 __all__ = ["LinkState", "Pools", "SharedLink"]
@@ -39,6 +40,14 @@ RECONNECT_CAP: Final = 0.5
 WARM_LIMIT: Final = 64
 #: Seconds after which an unused link is closed.
 IDLE_SECONDS: Final = 60
+#: Answers a command that needs a dedicated connection when there may be no more of them.
+NO_ROOM: Final = (
+    b"-NEXUSLIMIT no more dedicated connections to redis (limits.max_dedicated); try again\r\n"
+)
+
+
+def _unobserved(_seconds: float) -> None:
+    """Nobody measures."""
 
 
 @dataclass(slots=True)
@@ -68,7 +77,6 @@ class SharedLink:
         self.idle_since = pools.plane.tick
         self.closing = False
         self.last_error = ""
-        self.reconnects = 0
         self.first_attempt: Final = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._connect()
@@ -110,18 +118,21 @@ class SharedLink:
     def link_lost(self, _link: Link, error: Exception | None) -> None:
         if self.closing:
             return
-        self.pools.count_lost("shared")
-        self.reconnects += 1
+        self.pools.stats.lost["shared"] += 1
+        self.pools.stats.reconnects += 1
         log.warning(
             "connection to redis lost", extra={"error": str(error or "closed"), "kind": "shared"}
         )
-        self._connect()
+        if self.users or self.pools.is_base(self):
+            self._connect()
+        else:
+            self.pools.drop(self)
 
     def link_broken(self, _link: Link, error: Exception) -> None:
         log.error("redis sent what is not RESP", extra={"error": str(error)})
 
     def observe(self, seconds: float) -> None:
-        self.pools.observe(seconds)
+        self.pools.observe_shared(seconds)
 
     def close(self) -> None:
         self.closing = True
@@ -134,21 +145,23 @@ class Pools:
     """All connections of one worker to one Redis."""
 
     def __init__(
-        self,
-        plane: Plane,
-        target: Target,
-        *,
-        observe: Callable[[float], None],
-        count_lost: Callable[[str], None],
+        self, plane: Plane, target: Target, stats: Stats, tally: Tally, worker: int
     ) -> None:
         self.plane: Final = plane
         self.target: Final = target
-        self.observe: Final = observe
-        self.count_lost: Final = count_lost
+        self.stats: Final = stats
+        #: Told of sampled latencies, on shared and on dedicated links.
+        self.observe_shared: Callable[[float], None] = _unobserved
+        self.observe: Callable[[float], None] = _unobserved
+        #: Dedicated connections, over all workers and how many there may be.
+        self.max_dedicated = 1
+        self._tally: Final = tally
+        self._worker: Final = worker
         #: Who a client is until it says AUTH.
         self.base: Final = Identity(target.user, target.password)
         self.sessions: Final[set[Session]] = set()
         self.dedicated = 0
+        self._paused_until = 0
         self._identities: Final[dict[bytes, Identity]] = {}
         self._shared: Final[dict[tuple[Identity, int, int], SharedLink]] = {}
         self._warm: Final[dict[tuple[Identity, int], list[Link]]] = {}
@@ -183,6 +196,15 @@ class Pools:
         found.users += 1
         return found
 
+    def is_base(self, shared: SharedLink) -> bool:
+        """Whether it is the link of clients that say nothing of themselves: always kept open."""
+        return shared.identity is self.base and shared.db == self.target.db
+
+    def drop(self, shared: SharedLink) -> None:
+        """Close a shared link that nobody uses."""
+        del self._shared[(shared.identity, shared.protocol, shared.db)]
+        shared.close()
+
     def leave(self, shared: SharedLink) -> None:
         """The caller is no user any more."""
         shared.users -= 1
@@ -200,11 +222,19 @@ class Pools:
             link = stack.pop(_fitting(stack, session))
             if link.state != UP:
                 continue
+            self.stats.pins_reused += 1
             if any_db or link.info.db == session.db:
                 self._lend(link, session, any_db)
                 return link
             self._select(link, session)
             return None
+        if self._tally.total() >= self.max_dedicated and not self._make_room():
+            self.stats.pins_refused += 1
+            # The caller is about to wait for it.
+            self.plane.call_soon(session.pin_failed, NO_ROOM)
+            return None
+        self.stats.pins_opened += 1
+        self._count_dedicated(+1)
         task = asyncio.get_running_loop().create_task(self._open(session, any_db))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
@@ -216,17 +246,33 @@ class Pools:
         try:
             transport = await dial(self.target, identity, protocol, db)
         except DialError as error:
+            self._count_dedicated(-1)
             session.pin_failed(error.reply or self.plane.loading)
             return
+        except BaseException:
+            self._count_dedicated(-1)
+            raise
         link = Link(self.plane, self)
         link.info = LinkState(identity, protocol, db)
         link.attach(transport)
-        self.dedicated += 1
         if session.closed:
             self.release(link)
             return
         self._lend(link, session, any_db)
         session.pin_ready(link)
+
+    def _count_dedicated(self, number: int) -> None:
+        """Dedicated connections came (or went), those being opened included."""
+        self.dedicated += number
+        self._tally.set(self._worker, self.dedicated)
+
+    def _make_room(self) -> bool:
+        """Give up a warm connection of another user; False: there is none."""
+        for stack in self._warm.values():
+            if stack:
+                stack.pop(0).close()
+                return True
+        return False
 
     def _select(self, link: Link, session: Session) -> None:
         """Lend the link once it is in the session's db.
@@ -284,6 +330,33 @@ class Pools:
         state.idle_since = self.plane.tick
         stack.append(link)
 
+    def forget_name(self, identity: Identity, protocol: int, name: bytes) -> None:
+        """A client is gone: warm connections do not carry its name in CLIENT LIST any longer."""
+        for link in self._warm.get((identity, protocol), ()):
+            if link.info.name == name:
+                request = bytearray(encode_command([b"CLIENT", b"SETNAME", b""]))
+                link.info.name = b""
+                link.send(Replayed(None, link), request, 0, len(request), 1)
+
+    # -- CLIENT PAUSE
+
+    @property
+    def paused(self) -> bool:
+        """Whether a client of this worker has paused clients, so that shared links would stall."""
+        return self.plane.tick < self._paused_until
+
+    def pause(self, milliseconds: bytes) -> None:
+        """CLIENT PAUSE is about to be sent; what Redis refuses as a number pauses nothing."""
+        if milliseconds.isdigit():
+            self._paused_until = self.plane.tick + int(milliseconds) // 1000 + 2
+            for session in self.sessions:
+                if not session.pinned:
+                    session.mask = 0  # every command is looked at
+
+    def unpause(self) -> None:
+        """CLIENT UNPAUSE was answered."""
+        self._paused_until = 0
+
     # -- owner of the dedicated links
 
     def link_losing(self, link: Link) -> None:
@@ -292,10 +365,10 @@ class Pools:
             link.pin.pin_losing()
 
     def link_lost(self, link: Link, _error: Exception | None) -> None:
-        self.dedicated -= 1
+        self._count_dedicated(-1)
         pin, link.pin = link.pin, None
         if pin is not None:
-            self.count_lost("pinned")
+            self.stats.lost["pinned"] += 1
             pin.pin_lost(link)
             return
         state: LinkState = link.info
@@ -314,21 +387,18 @@ class Pools:
         for stack in self._warm.values():
             while stack and stack[0].info.idle_since < limit:
                 stack.pop(0).close()
-        for key, shared in list(self._shared.items()):
-            unused = shared.users == 0 and shared.idle_since < limit
-            if unused and not (shared.identity is self.base and shared.db == self.target.db):
-                del self._shared[key]
-                shared.close()
+        for shared in list(self._shared.values()):
+            if shared.users == 0 and shared.idle_since < limit and not self.is_base(shared):
+                self.drop(shared)
 
-    def stats(self) -> dict[str, int]:
-        """Numbers of links."""
+    def links(self) -> dict[str, int]:
+        """Numbers of links, by use."""
         warm = sum(len(stack) for stack in self._warm.values())
         return {
             "shared": sum(s.link.state == UP for s in self._shared.values()),
             "shared_down": sum(s.link.state != UP for s in self._shared.values()),
             "pinned": self.dedicated - warm,
             "warm": warm,
-            "reconnects": sum(s.reconnects for s in self._shared.values()),
         }
 
     def close(self) -> None:
@@ -375,11 +445,14 @@ class Selected(Receiver):
 
 
 class Replayed(Receiver):
-    """Swallows the reply to a replayed command; one that fails ends the client, on the spot."""
+    """Swallows the reply to a replayed command; one that fails ends the client, on the spot.
+
+    Without a session: of a command that cleans a warm connection.
+    """
 
     __slots__ = ("_first", "_link", "_session")
 
-    def __init__(self, session: Session, link: Link) -> None:
+    def __init__(self, session: Session | None, link: Link) -> None:
         super().__init__()
         self._session = session
         self._link = link
@@ -389,13 +462,15 @@ class Replayed(Receiver):
         if self._first and end > start and data[start] == 45:  # '-'
             log.warning("redis refused a client's replayed state")
             self._link.close()  # it is not what its LinkState says
-            self._session.abort()
+            if self._session is not None:
+                self._session.abort()
         self._first = False
-        if done:
+        if done and self._session is not None:
             self._session.replayed()
 
     def pushed(self, data: bytearray, start: int, end: int) -> None:
-        self._session.pushed(data, start, end)
+        if self._session is not None:
+            self._session.pushed(data, start, end)
 
     def lost(self, count: int, partial: bool, error: bytes) -> None:
         """The session hears of it by itself."""

@@ -37,6 +37,11 @@ RESCUE: Final = int(Kind.RESCUE)
 
 _BULK_PING: Final = bytearray(encode_command([b"PING"]))
 _SPOILER: Final = bytearray(encode_command([b"NEXUS"]))
+#: Rows of the command counts (``CommandTable.count``): how a command travelled.
+FORWARDED: Final = 0
+PINNED: Final = 1
+ANSWERED: Final = 2
+UNCOUNTED: Final = 3
 #: ``-NEXUS…`` is ours, never Redis's.
 _PUSHED_OUT: Final = b"-ERR max number of clients reached\r\n"
 
@@ -61,6 +66,8 @@ class Action(IntEnum):
     WATCH = 9
     UNWATCH = 10
     PROBE = 11
+    PAUSE = 12
+    UNPAUSE = 13
 
 
 _TRANSACTION: Final = {
@@ -177,6 +184,8 @@ class Session(Client):
         self.pin_error: bytes | None = None
         self.pin_died = False
         self.eof_passed_on = False
+        if pools.paused:
+            self.mask = 0
 
     # -- links
 
@@ -212,7 +221,7 @@ class Session(Client):
         self.pinned = True
         self.pin_died = False
         self.mask = PLAIN_WHEN_PINNED
-        self.local.stats.pins += 1
+        self.scanner.row = PINNED
 
     def pin_ready(self, link: Link) -> None:
         """The dedicated link that :meth:`_pin` asked for is there."""
@@ -237,7 +246,8 @@ class Session(Client):
         self.multi_sent = self.in_multi = self.watching = False
         self.probing = self.replaying = 0
         self.alone = False
-        self.mask = SHARED
+        self.mask = 0 if self.pools.paused else SHARED
+        self.scanner.row = FORWARDED
         if self.pin_died:
             link.close()
         else:
@@ -317,9 +327,10 @@ class Session(Client):
         if not self.pinned:
             if self._goes_shared(kind, args):
                 self.pin_error = None
+                self._count(FORWARDED)
                 self.forward(data, start, stop, 1)
                 return stop
-            if args and args[0].lower() == b"multi" and len(args) == 1:
+            if args and args[0].lower() == b"multi" and len(args) == 1 and not self.pools.paused:
                 whole = self._whole_transaction(data, start, stop, end)
                 if whole:
                     return whole
@@ -344,6 +355,8 @@ class Session(Client):
         return True
 
     def _goes_shared(self, kind: int, args: list[bytes]) -> bool:
+        if self.pools.paused:
+            return False
         if kind == SHARED:
             if self.plane.tick < self.big_until:
                 return False
@@ -356,15 +369,16 @@ class Session(Client):
         return kind == Kind.TRANSACTION and args[0].lower() in (b"exec", b"discard", b"unwatch")
 
     def _on_pin(self, kind: int, args: list[bytes], data: bytearray, start: int, stop: int) -> int:
+        if kind == Kind.SPLICED or (kind == Kind.SESSION and self.multi_sent):
+            self._splice_when_quiet()
+            return start
+        self._count(PINNED)
         if kind & PLAIN_WHEN_PINNED:
             self.forward(data, start, stop, 1)
         elif kind == RESCUE:
             self.alone = True
             self.mask = 0
             self.forward(data, start, stop, 1)
-        elif kind == Kind.SPLICED or (kind == Kind.SESSION and self.multi_sent):
-            self._splice_when_quiet()
-            return start
         elif kind == Kind.WAIT:
             if not self.multi_sent:
                 ping = Watch(self, Action.HIDDEN, [])
@@ -376,6 +390,8 @@ class Session(Client):
                 self.multi_sent = action == Action.MULTI
             elif action == Action.PROBE:
                 self.probing += 1
+            elif action == Action.PAUSE:
+                self.pools.pause(args[2])
             self.link.send(Watch(self, action, args), data, start, stop, 1)
             self.plane.pinned_commands += 1
             self.expecting(1)
@@ -386,12 +402,16 @@ class Session(Client):
                 self.link.send(hidden, _SPOILER, 0, len(_SPOILER), 1)
         return stop
 
+    def _count(self, row: int, number: int = 1) -> None:
+        """Count the command that the scanner stopped at."""
+        self.plane.table.count(row, self.scanner.group, number)
+
     @staticmethod
     def _action(kind: int, args: list[bytes]) -> Action:
         name = args[0].lower()
         if kind == Kind.TRANSACTION:
             return _TRANSACTION[name]
-        if kind == Kind.SESSION:
+        if kind in (Kind.SESSION, Kind.PAUSE):
             return Action[(args[1] if name == b"client" else name).decode().upper()]
         return Action.PROBE
 
@@ -409,6 +429,7 @@ class Session(Client):
         cannot mix with other clients' commands; without WATCH, EXEC leaves no state behind.
         """
         ahead = CommandScanner(self.plane.table, self.plane.bulk_limit, self.plane.big_command)
+        ahead.row = UNCOUNTED
         if ahead.scan(data, stop, end, SHARED) != COMMAND:
             return 0
         if ahead.command_end - start > self.plane.big_command:
@@ -416,6 +437,7 @@ class Session(Client):
         last = arguments(data, ahead.run_end, ahead.command_end)
         if len(last) != 1 or last[0].lower() != b"exec":
             return 0
+        self._count(FORWARDED, ahead.run_count + 2)  # all under the group of MULTI
         self.forward(data, start, ahead.run_end, ahead.run_count + 1)
         if self.link.state == DOWN:
             self.forward(data, ahead.run_end, ahead.command_end, 1)
@@ -441,6 +463,7 @@ class Session(Client):
             self._splice_when_quiet()
             return start
         scanner.streaming = True
+        self._count(PINNED)
         self.plane.pinned_commands += 1
         self.link.expect(self, 1)
         self.expecting(1)
@@ -481,6 +504,7 @@ class Session(Client):
         else:
             self.answer(self.local.run(self, args))
         self.plane.local_commands += 1
+        self._count(ANSWERED)
         return stop
 
     def _reset(self) -> None:
@@ -497,7 +521,7 @@ class Session(Client):
 
     def _refuse(self) -> None:
         error, self.pin_error = self.pin_error, None
-        self.plane.failed_commands += 1
+        self.plane.refused_commands += 1
         self.answer(error or self.plane.loading)
 
     def discarded(self) -> None:
@@ -515,8 +539,11 @@ class Session(Client):
         if action == Action.PROBE:
             self.probing -= 1
             self.life = self.life or not failed
-        elif action >= Action.MULTI:
+        elif Action.MULTI <= action <= Action.UNWATCH:
             self._transaction_decided(action, lead, failed)
+        elif action in (Action.PAUSE, Action.UNPAUSE):
+            if failed == (action == Action.PAUSE):
+                self.pools.unpause()
         elif action == Action.HELLO and failed:
             # AUTH inside a HELLO that fails later has taken effect; who knows.
             if len(watch.args) > 2:
@@ -585,6 +612,7 @@ class Session(Client):
 
     def _splice(self) -> None:
         """Raw bytes from here on; only between two replies."""
+        self._count(PINNED)
         self.spliced_through = True
         self.link.splice = True
 
@@ -654,6 +682,7 @@ class Session(Client):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.half_open = transport.get_extra_info("ssl_object") is None
         if self.local.admit():
             self.pools.sessions.add(self)
             return
@@ -676,3 +705,5 @@ class Session(Client):
             else:
                 link.pin = None
                 link.close()
+        if self.name:
+            self.pools.forget_name(self.identity, self.protocol, self.name)

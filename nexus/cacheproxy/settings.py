@@ -9,7 +9,7 @@ from msgspec import Meta
 from nexus.net.settings import Port, RedisSettings, ServiceSettings
 from nexus.settings import Settings
 
-__all__ = ["CacheproxySettings", "ClientLimitSettings"]
+__all__ = ["CacheproxySettings", "ClientLimitSettings", "ListenTlsSettings"]
 
 
 class ClientLimitSettings(Settings, frozen=True):
@@ -24,9 +24,29 @@ class ClientLimitSettings(Settings, frozen=True):
     idle_timeout_seconds: Annotated[
         float, Meta(ge=0, description="idle clients are closed; 0: never")
     ] = 0.0
+    max_dedicated: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="connections to Redis that serve one client each (transactions, blocking "
+            "commands, subscriptions, …), over all workers; keep it below Redis's `maxclients`",
+        ),
+    ] = 5000
     bulk_bytes: Annotated[int, Meta(ge=1024, le=536_870_912, description="one argument")] = (
         536_870_912
     )
+
+
+class ListenTlsSettings(Settings, frozen=True):
+    """TLS towards clients; off while `cert_file` is empty. SIGHUP reads the files again."""
+
+    cert_file: Annotated[str, Meta(description="certificate chain, PEM")] = ""
+    key_file: Annotated[
+        str, Meta(description="its private key, PEM; empty: it is in `cert_file`")
+    ] = ""
+    client_ca_file: Annotated[
+        str, Meta(description="clients must show a certificate that one of these signed, PEM")
+    ] = ""
 
 
 class CacheproxySettings(ServiceSettings, frozen=True):
@@ -37,4 +57,5 @@ class CacheproxySettings(ServiceSettings, frozen=True):
         6390
     )
     redis: RedisSettings = RedisSettings(url="redis://127.0.0.1:6379")
+    tls: ListenTlsSettings = ListenTlsSettings()
     limits: ClientLimitSettings = ClientLimitSettings()

@@ -92,6 +92,6 @@ def test_workers_count_together(proxy_factory: Callable[..., Proxy], redis_serve
         with urlopen(f"http://127.0.0.1:{proxy.admin_port}/metrics") as answer:
             return str(answer.read().decode())
 
-    wanted = 'nexus_cache_commands_total{command="all",outcome="forwarded"} 30.0'
+    wanted = 'nexus_cache_commands_total{command="connection",outcome="forwarded"} 30.0'
     assert eventually(lambda: wanted in metrics())
     assert 'nexus_cache_clients_closed_total{reason="max_clients"} 1.0' in metrics()
