@@ -152,18 +152,17 @@ _CACHEPROXY: Final = (
     ),
     _gauge("nexus_cache_upstream_connections", "Connections to Redis, by use.", "kind"),
     _counter("nexus_cache_upstream_lost_total", "Connections to Redis that broke.", "kind"),
-    _counter("nexus_cache_pins_total", "Clients given a connection of their own.", "reason"),
+    _counter(
+        "nexus_cache_pins_total",
+        "Clients that needed a dedicated connection: opened, reused, refused (at the limit).",
+        "origin",
+    ),
     _counter("nexus_cache_bytes_total", "Bytes passed, by direction.", "direction"),
     _counter(
         "nexus_cache_errors_total",
         "Commands answered with an error of the proxy's own: refused (not sent), lost (sent, and "
         "may have run).",
         "reason",
-    ),
-    _counter(
-        "nexus_cache_dedicated_total",
-        "Dedicated connections by origin: opened, reused, refused (limits.max_dedicated).",
-        "origin",
     ),
     _counter("nexus_cache_reconnects_total", "Shared connections that were opened again."),
 )
