@@ -26,7 +26,7 @@ import random
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -215,14 +215,27 @@ async def _wait_for(condition: Any, seconds: float) -> bool:
     return True
 
 
-async def _account(run: _Run, idle_files: int, idle_links: int) -> dict[str, Any]:
+def _links(stats: dict[str, str]) -> int:
+    return int(stats["upstream_shared_connections"]) + int(stats["upstream_warm_connections"])
+
+
+@dataclass(frozen=True)
+class Idle:
+    """The proxy before the work: descriptors, links to Redis, and those that stay for ever."""
+
+    files: int
+    links: int
+    lasting: int
+
+
+async def _account(run: _Run, idle: Idle) -> dict[str, Any]:
     """Nothing is left of all those clients: every descriptor belongs to a link that is kept."""
     world, proxy = run.world, run.proxy
     seen: dict[str, int] = {}
 
     async def balanced() -> bool:
         stats = await proxy.stats()
-        links = int(stats["upstream_shared_connections"]) + int(stats["upstream_warm_connections"])
+        links = _links(stats)
         seen.update(
             clients=int(stats["clients"]) - 1,
             pinned=int(stats["upstream_pinned_connections"]),
@@ -230,7 +243,7 @@ async def _account(run: _Run, idle_files: int, idle_links: int) -> dict[str, Any
             redis_clients=await run.redis.connections(),
             files=open_files(proxy.pid),
         )
-        expected = idle_files + links - idle_links
+        expected = idle.files + links - idle.links
         return (
             seen["clients"] == 0
             and seen["pinned"] == 0
@@ -240,15 +253,15 @@ async def _account(run: _Run, idle_files: int, idle_links: int) -> dict[str, Any
         )
 
     if not await _wait_for(balanced, 10):
-        world.violation(f"something is left ({idle_files} files, {idle_links} links idle): {seen}")
+        world.violation(f"something is left: {seen}; before: {idle}")
     if run.options.settle:
 
         async def settled() -> bool:
-            return await balanced() and seen["links"] <= idle_links
+            return await balanced() and seen["links"] <= idle.lasting
 
         if not await _wait_for(settled, run.options.settle):
-            world.violation(f"not back to {idle_links} links when idle: {seen}")
-    return {"idle": {"files": idle_files, "links": idle_links}, "end": seen}
+            world.violation(f"not back to what it was: {seen}; before: {idle}")
+    return {"before": asdict(idle), "end": seen}
 
 
 def _judge_memory(run: _Run, end_kib: int) -> None:
@@ -256,6 +269,22 @@ def _judge_memory(run: _Run, end_kib: int) -> None:
         run.world.violation(f"memory peaked at {run.peak_kib} KiB, allowed {MOST_PEAK_KIB}")
     if run.early_kib and end_kib - run.early_kib > MOST_GROWTH_KIB:
         run.world.violation(f"memory grew from {run.early_kib} to {end_kib} KiB")
+
+
+async def _greet(proxy: Proxy) -> dict[str, str]:
+    """``NEXUS STATS`` of a proxy that has met a client of each protocol and is idle again.
+
+    The shared link of each protocol stays open, as the proxy's own user in its own database.
+    """
+    connection = await Connection.open(proxy.host, proxy.port)
+    await connection.ask(b"PING")
+    await connection.ask(b"HELLO", b"3")
+    await connection.ask(b"PING")
+    connection.close()
+    await asyncio.sleep(0.3)
+    stats = await proxy.stats()
+    await asyncio.sleep(0.1)  # the asking connection is closed, too
+    return stats
 
 
 async def prove(options: Options, directory: Path) -> Result:
@@ -274,13 +303,12 @@ async def prove(options: Options, directory: Path) -> Result:
         await redis.start()
         await relay.listen()
         await proxy.start(f"redis://127.0.0.1:{relay.port}")
-        stats = await proxy.stats()
-        await asyncio.sleep(0.3)
-        idle_files, idle_kib = open_files(proxy.pid), memory_kib(proxy.pid)
-        idle_links = int(stats["upstream_shared_connections"])
+        stats = await _greet(proxy)
+        idle_kib = memory_kib(proxy.pid)
+        idle = Idle(open_files(proxy.pid), _links(stats), int(stats["upstream_shared_connections"]))
         await _work(run)
         relay.sabotage = None
-        accounts = await _account(run, idle_files, idle_links) if not options.sabotage else {}
+        accounts = await _account(run, idle) if not options.sabotage else {}
         end_kib = memory_kib(proxy.pid)
         _judge_memory(run, end_kib)
     finally:
