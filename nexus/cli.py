@@ -32,6 +32,7 @@ _SERVICES: Final = {
 
 _OTHERS: Final = {
     "up": "run the whole system on this machine, with demo upstreams",
+    "block": "list, add or remove addresses that every gateway refuses",
     "check": "validate a configuration file and print it resolved, secrets masked",
 }
 
@@ -69,6 +70,10 @@ def _dispatch(words: list[str]) -> int:
         from nexus.demo.up import main as up
 
         return up(rest)
+    if command == "block":
+        from nexus.consumer.blockcommand import main as block
+
+        return block(rest)
     if command == "check":
         return _check(rest)
     if command in _SERVICES:
@@ -80,7 +85,8 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _usage() -> str:
-    commands = {"up": _OTHERS["up"], **_SERVICES, "check": f"FILE: {_OTHERS['check']}"}
+    commands = {"up": _OTHERS["up"], **_SERVICES, **_OTHERS}
+    commands["check"] = f"FILE: {_OTHERS['check']}"
     lines = [f"  nexus {name:<11} {what}" for name, what in commands.items()]
     lines.append("  nexus --version   version, kernels, Python")
     return "\n".join(

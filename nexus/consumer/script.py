@@ -163,6 +163,8 @@ for _, b in ipairs(blocks) do
   redis.call('SET', a.block_prefix .. b[1], cjson.encode({
     by = 'auto', reason = 'rate_limit', hits = a.hits, eventId = b[3], sinceMs = now
   }), 'PX', b[2])
+  redis.call('ZREMRANGEBYSCORE', a.block_index, '-inf', now)
+  redis.call('ZADD', a.block_index, now + b[2], b[1])
   redis.call('PUBLISH', a.channel, b[1])
 end
 for route, w in pairs(windows) do

@@ -25,7 +25,7 @@ from redis import exceptions as redis_errors
 from nexus.consumer.script import APPLY
 from nexus.consumer.settings import ConsumerSettings
 from nexus.errors import UpstreamError
-from nexus.policy.blocks import CHANNEL, KEY_PREFIX, Networks, subject_of
+from nexus.policy.blocks import CHANNEL, INDEX_KEY, KEY_PREFIX, Networks, subject_of
 from nexus.wire.events import CircuitOpened, Event, RateLimitHit, RequestCompleted, parse_instant
 
 __all__ = ["MAX_BATCH", "Answer", "Origin", "State"]
@@ -104,6 +104,7 @@ class State:
             "min_samples": spike.min_samples,
             "factor": spike.factor,
             "block_prefix": KEY_PREFIX,
+            "block_index": INDEX_KEY,
             "channel": CHANNEL,
             "remembered": self._remembered,
         }

@@ -268,6 +268,8 @@ class System:
         common = {"drain_seconds": DRAIN_SECONDS, "log": {"format": "json"}}
         kafka = {"bootstrap_servers": self._kafka}
         redis = {"url": self._redis_url}
+        # The in-memory broker does not end the transactions of exactly-once delivery.
+        actions = {"delivery": "exactly-once" if self.settings.kafka else "at-least-once"}
         otlp = self.settings.otlp_endpoint
         tracing = {"enabled": True, "otlp_endpoint": otlp} if otlp else {"enabled": False}
         client = {"client_id": CLIENT_ID, "client_secret": "${NEXUS_CLIENT_SECRET}"}
@@ -281,7 +283,7 @@ class System:
                 **common,
             },
             "cacheproxy": {"redis": redis, **common},
-            "consumer": {"kafka": kafka, "redis": redis, **common},
+            "consumer": {"kafka": kafka, "redis": redis, "actions": actions, **common},
         }
         for name, tree in trees.items():
             text = yaml.safe_dump(tree, sort_keys=False)

@@ -24,6 +24,7 @@ from aiohttp import web
 from nexus._speedups.buckets import BucketTable
 from nexus.errors import ConfigError
 from nexus.gateway.auth import Authenticator, check_settings
+from nexus.gateway.blocklist import BlockList
 from nexus.gateway.clients import Clients
 from nexus.gateway.core import Core
 from nexus.gateway.discovery import ServicesFile
@@ -150,6 +151,10 @@ class Gateway:
             sock=listener.dup(),
             backlog=4096,
         )
+        if settings.block_list.enabled:
+            blocks = BlockList(settings.redis, context.metrics, self._is_trusted)
+            self._phases.blocked = blocks.blocked
+            self._tasks.append(loop.create_task(blocks.run()))
         self._admin = await start_admin(
             context, {"/lb-stats": self._get_lb_stats, "/cb-stats": self._get_cb_stats}
         )
@@ -252,6 +257,9 @@ class Gateway:
         self._core.wall_offset = time_ns() - now
         self._ticker = loop.call_later(TICK_NS / 1e9, self._tick, loop)
         self._wheel.advance(now)
+
+    def _is_trusted(self, ip: str) -> bool:
+        return bool(self._phases.clients.is_trusted(ip))
 
     async def _poll_services(self) -> None:
         results = self._context.metrics.counters("nexus_discovery_reloads_total")

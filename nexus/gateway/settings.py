@@ -13,6 +13,7 @@ __all__ = [
     "AccessLogSettings",
     "AuthSettings",
     "BalancerSettings",
+    "BlockListSettings",
     "BreakerSettings",
     "ClientSettings",
     "EnvelopeSettings",
@@ -27,6 +28,12 @@ __all__ = [
 ]
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+
+class BlockListSettings(Settings, frozen=True):
+    """Addresses that the consumer or an operator blocked, in Redis."""
+
+    enabled: Annotated[bool, Meta(description="refuse blocked addresses (403)")] = True
 
 
 class RateLimitSettings(Settings, frozen=True):
@@ -196,6 +203,7 @@ class GatewaySettings(ServiceSettings, frozen=True):
         bool, Meta(description="pass header names with `_` instead of dropping them")
     ] = False
     via: Annotated[bool, Meta(description="add `Via: 1.1 nexus`")] = True
+    block_list: BlockListSettings = BlockListSettings()
     rate_limit: RateLimitSettings = RateLimitSettings()
     auth: AuthSettings = AuthSettings()
     balancer: BalancerSettings = BalancerSettings()

@@ -19,10 +19,14 @@ from typing import Final
 
 from nexus.errors import ConfigError
 
-__all__ = ["CHANNEL", "KEY_PREFIX", "Networks", "subject_of"]
+__all__ = ["CHANNEL", "INDEX_KEY", "KEY_PREFIX", "Networks", "subject_of"]
 
 #: Redis keys of blocks: this and the subject.
 KEY_PREFIX: Final = "nexus:block:"
+
+#: Sorted set of the blocked subjects by the time of their end, Unix ms: a directory of those keys,
+#: so that nobody scans a Redis full of other things. Without its key a subject is not blocked.
+INDEX_KEY: Final = "nexus:block-index"
 
 #: Redis channel on which a changed subject is announced: the message is the subject, nothing else,
 #: so that whoever hears it reads the key and cannot be told a state that Redis does not hold.

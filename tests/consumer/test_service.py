@@ -259,6 +259,22 @@ class Service:
         # Not parsed as JSON: a killed worker may leave half a line.
         return re.findall(rf'"event_id":"({marker}-\d+)"', self.log.read_text())
 
+    def ready(self):
+        try:
+            return '"joined": true' in self.get("/consumer")
+        except OSError:
+            return False
+
+    def end(self):
+        """Whatever state it is in."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(20)
