@@ -38,12 +38,18 @@ COMPILED_MODULES: Final[tuple[str, ...]] = (
     "nexus.cacheproxy._flow_c",
     "nexus.gateway._core_c",
     "nexus.gateway._exchange_c",
+    "nexus.gateway._outlet_c",
     "nexus.gateway._phases_c",
     "nexus.gateway._pool_c",
     "nexus.gateway._ports_c",
+    "nexus.gateway._routes_c",
     "nexus.gateway._session_c",
     "nexus.gateway._upstream_c",
     "nexus.gateway._wheel_c",
+    "nexus.observability._record_c",
+    "nexus.policy._balance_c",
+    "nexus.policy._breaker_c",
+    "nexus.policy._budget_c",
 )
 
 

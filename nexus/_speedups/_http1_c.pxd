@@ -55,6 +55,7 @@ cdef class RequestHead(Head):
     cdef readonly bytes path
     cdef readonly bytes query
     cdef readonly bytes host
+    cdef bytes _last_host       # found valid, by an earlier parse
     cdef readonly bint expect_continue
     cdef readonly bint upgrade
 
@@ -80,6 +81,7 @@ cdef class ChunkedDecoder:
     cdef long long _left
     cdef int _count
     cdef int _extensions
+    cdef bint _named
     cdef readonly bytes payload
     cdef readonly bint done
 

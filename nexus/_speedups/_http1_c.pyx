@@ -635,6 +635,14 @@ cdef class RequestHead(Head):
             return 0
         field = &self._fields[self._first[HOST]]
         data = self._data + field.value
+        if (
+            authority is None
+            and self._last_host is not None
+            and PyBytes_GET_SIZE(self._last_host) == field.value_size
+            and not memcmp(PyBytes_AS_STRING(self._last_host), data, field.value_size)
+        ):
+            self.host = self._last_host  # a client asks one host again and again
+            return 0
         self.host = PyBytes_FromStringAndSize(<const char *>data, field.value_size)
         # A letter-digit-dot name with at most four digits of port needs no closer look.
         while at < field.value_size and KIND[data[at]] & HOST_PLAIN:
@@ -649,6 +657,7 @@ cdef class RequestHead(Head):
                 raise refuse("bad_host")
         if authority is not None and authority.lower() != self.host.lower():
             raise refuse("host_mismatch")
+        self._last_host = self.host
         return 0
 
     cdef int _parse_expect(self) except -1:
@@ -743,6 +752,7 @@ cdef class ChunkedDecoder:
         self._left = 0
         self._count = 0
         self._extensions = 0
+        self._named = False
         self.payload = b""
         self.done = False
 
@@ -796,6 +806,7 @@ cdef class ChunkedDecoder:
             else:
                 self._state = TRAILER
                 self._extensions = 0
+                self._named = False
         elif state == DATA_CR:
             if byte != 0x0D:
                 raise self._refuse("bad_chunk_end")
@@ -813,6 +824,7 @@ cdef class ChunkedDecoder:
                 self._state = DONE
             else:
                 self._count = 0
+                self._named = False
                 self._state = TRAILER
         return 0
 
@@ -851,14 +863,19 @@ cdef class ChunkedDecoder:
 
     cdef int _take_trailer(self, unsigned char byte) except -1:
         if byte == 0x0D:
+            if self._count and not self._named:
+                raise self._refuse("bad_trailer")
             self._state = TRAILER_LF
             return 0
         if byte == 0x0A:
             raise self._refuse("bare_lf")
         if KIND[byte] & VALUE_BAD:
             raise self._refuse(why(byte, "bad_trailer"))
-        if self._count == 0 and (byte == 0x20 or byte == 0x09 or byte == 0x3A):
-            raise self._refuse("bad_trailer")
+        if not self._named:
+            if byte == 0x3A and self._count:
+                self._named = True
+            elif not KIND[byte] & TOKEN:
+                raise self._refuse("bad_trailer")
         self._count += 1
         self._extensions += 1
         if self._extensions > MAX_TRAILER_BYTES:

@@ -17,6 +17,7 @@ from nexus.errors import HttpError
 __all__ = ["ChunkedDecoder", "RequestHead", "ResponseHead", "chunk"]
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_TCHAR: Final = frozenset(byte for byte in range(256) if _TOKEN.fullmatch(bytes([byte])))
 _BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TARGET: Final = re.compile(rb"[\x21-\x7e]+")
 # What needs no normalisation: no "%", no "//", no "/.", nothing that must be encoded.
@@ -407,7 +408,9 @@ _HEX: Final = {byte: int(chr(byte), 16) for byte in b"0123456789abcdefABCDEF"}
 class ChunkedDecoder:
     """Chunked transfer coding (RFC 9112 §7.1): extensions and trailers are checked and dropped."""
 
-    __slots__ = ("_count", "_extensions", "_left", "_request", "_state", "done", "payload")
+    __slots__ = (
+        "_count", "_extensions", "_left", "_named", "_request", "_state", "done", "payload"
+    )  # fmt: skip
 
     def __init__(self, request: bool) -> None:
         self._request = request
@@ -420,6 +423,8 @@ class ChunkedDecoder:
         #: Digits of this size line; bytes of this line; bytes of the trailer section.
         self._count = 0
         self._extensions = 0
+        #: Whether the name of this trailer field, and its colon, have been read.
+        self._named = False
         #: The data bytes of the last ``feed``.
         self.payload = b""
         #: Whether the last chunk and the trailer section have been read.
@@ -463,6 +468,7 @@ class ChunkedDecoder:
             # The last chunk: the trailer section follows, line by line.
             self._state = _DATA if self._left else _TRAILER
             self._extensions = self._extensions if self._left else 0
+            self._named = False
         elif state == _DATA_CR:
             if byte != 0x0D:
                 raise self._refuse("bad_chunk_end")
@@ -480,6 +486,7 @@ class ChunkedDecoder:
                 self._state = _DONE
             else:
                 self._count = 0
+                self._named = False
                 self._state = _TRAILER
 
     def _size(self, byte: int) -> None:
@@ -515,16 +522,21 @@ class ChunkedDecoder:
             raise self._refuse("bad_chunk_extension")
 
     def _trailer(self, byte: int) -> None:
-        """A trailer line is only checked for what could end it early; ``_count`` is its length."""
+        """A trailer field is as strict as one of the head, then dropped; ``_count``: its length."""
         if byte == 0x0D:
+            if self._count and not self._named:
+                raise self._refuse("bad_trailer")
             self._state = _TRAILER_LF
             return
         if byte == 0x0A:
             raise self._refuse("bare_lf")
         if (byte < 0x20 and byte != 0x09) or byte == 0x7F:
             raise self._refuse(_why(byte, "bad_trailer"))
-        if self._count == 0 and byte in b" \t:":
-            raise self._refuse("bad_trailer")
+        if not self._named:
+            if byte == 0x3A and self._count:
+                self._named = True
+            elif byte not in _TCHAR:
+                raise self._refuse("bad_trailer")
         self._count += 1
         self._extensions += 1
         if self._extensions > table.MAX_TRAILER_BYTES:

@@ -1,5 +1,18 @@
 cimport cython
+from nexus._speedups._counters_c cimport Counter, Histogram
+from nexus.gateway._routes_c cimport Route
 from nexus.gateway._wheel_c cimport Wheel
+from nexus.policy._balance_c cimport Balancer, Server
+from nexus.policy._budget_c cimport RetryBudget
+
+
+@cython.final
+cdef class Series:
+    cdef readonly Route route
+    cdef readonly bytes method
+    cdef readonly int status
+    cdef readonly Counter requests
+    cdef readonly Histogram duration
 
 
 cdef class Core:
@@ -9,9 +22,9 @@ cdef class Core:
     cdef public object recorder
     cdef public object events
     cdef public object tracer
-    cdef public object balancer
+    cdef public Balancer balancer
     cdef public object retry_policy
-    cdef public object budget
+    cdef public RetryBudget budget
     cdef public bint breakers
     cdef public object usable
     cdef public bint draining
@@ -26,7 +39,8 @@ cdef class Core:
     cdef bytes _stamp
     cdef long long _date_s
     cdef bytes _date
-    cdef object _getrandbits
+    cdef bytes _drawn
+    cdef Py_ssize_t _drawn_at
     cdef dict _requests
     cdef dict _upstreams
     cdef dict _counters
@@ -51,11 +65,14 @@ cdef class Core:
     cdef readonly bytes version_field
 
     cpdef object apply(self, object settings)
+    @cython.locals(at=Py_ssize_t)
     cpdef bytes request_id(self, long long wall_ms)
     @cython.locals(second=cython.longlong)
     cpdef bytes stamp(self, long long wall_ms)
     cpdef bytes date(self, long long wall_s)
     cpdef bytes error_body(self, int status, str reason, str message)
-    cpdef object count_request(self, bytes method, str route, int status, double milliseconds)
-    cpdef object count_upstream(self, object server, bytes method, int status, double milliseconds)
+    @cython.locals(series=Series)
+    cpdef Series request_series(self, Route route, bytes method, int status)
+    @cython.locals(series=Series)
+    cpdef object count_upstream(self, Server server, bytes method, int status, double milliseconds)
     cpdef object count(self, str name, str value)

@@ -28,19 +28,50 @@ from nexus.wire.http1 import (
 )
 
 if not cython.compiled:
+    from nexus._speedups._counters_py import Counter, Histogram
+    from nexus.gateway._routes_py import Route
     from nexus.gateway._wheel_py import Wheel
+    from nexus.policy._balance_py import Server
 
 if TYPE_CHECKING:
     from nexus.gateway.settings import GatewaySettings
     from nexus.observability.recorder import Recorder
     from nexus.observability.registry import LocalMetrics
 
-__all__ = ["Core"]
+__all__ = ["Core", "Series"]
 
 _VERSION_FIELD: Final = b"x-gateway-version: " + __version__.encode() + b"\r\n"
 _VIA: Final = b"Via: 1.1 nexus\r\n"
 #: Rendered error bodies kept; their number is bounded by reasons and messages in practice.
 _MAX_BODIES: Final = 256
+
+
+#: Request ids whose random parts are drawn at once.
+_DRAWN: Final = 64
+
+
+class Series:
+    """Handles of one combination of labels, found again by comparing three values.
+
+    What asks for handles remembers the last ones: most requests of a connection differ from the
+    one before in none of their labels.
+    """
+
+    __slots__ = ("duration", "method", "requests", "route", "status")
+
+    def __init__(
+        self,
+        route: Route | None,
+        method: bytes,
+        status: int,
+        requests: Counter | None,
+        duration: Histogram,
+    ) -> None:
+        self.route = route
+        self.method = method
+        self.status = status
+        self.requests = requests
+        self.duration = duration
 
 
 class Core:
@@ -73,9 +104,10 @@ class Core:
         self._stamp = b""
         self._date_s = -1
         self._date = b""
-        self._getrandbits = rng.getrandbits
-        self._requests: dict[Any, Any] = {}
-        self._upstreams: dict[Any, Any] = {}
+        self._drawn = b""
+        self._drawn_at = 0
+        self._requests: dict[tuple[bytes, str, int], Series] = {}
+        self._upstreams: dict[tuple[str, bytes, int], Series] = {}
         self._counters: dict[Any, Any] = {}
         self._bodies: dict[Any, bytes] = {}
 
@@ -116,7 +148,12 @@ class Core:
         if wall_ms != self._id_ms:
             self._id_ms = wall_ms
             self._id_prefix = b"nexus-%d-" % wall_ms
-        return self._id_prefix + self._getrandbits(48).to_bytes(6, "big").hex().encode()
+        at = self._drawn_at
+        if at == len(self._drawn):
+            self._drawn = self.rng.randbytes(6 * _DRAWN).hex().encode()
+            at = 0
+        self._drawn_at = at + 12
+        return self._id_prefix + self._drawn[at : at + 12]
 
     def stamp(self, wall_ms: int) -> bytes:
         """ISO 8601, UTC, milliseconds; only the milliseconds are made anew within a second."""
@@ -124,7 +161,7 @@ class Core:
             second = wall_ms // 1000
             if second != self._stamp_second:
                 self._stamp_second = second
-                self._stamp_prefix = iso_utc(second * 1000).encode()[:-4]
+                self._stamp_prefix = iso_utc(second * 1000).encode()[:20]
             self._stamp_ms = wall_ms
             self._stamp = self._stamp_prefix + b"%03dZ" % (wall_ms - second * 1000)
         return self._stamp
@@ -150,36 +187,42 @@ class Core:
 
     # -------------------------------------------------------------------------------- metrics
 
-    def count_request(self, method: bytes, route: str, status: int, milliseconds: float) -> None:
-        """One request, answered or broken off."""
-        key = (method, route, status)
-        handles = self._requests.get(key)
-        if handles is None:
-            labels = {
-                "method": method.decode("latin-1") or "-",
-                "route": route or "-",
-                "status_code": str(status),
-            }
-            handles = (
+    def request_series(self, route: Route | None, method: bytes, status: int) -> Series:
+        """The handles of requests like this one, answered or broken off."""
+        known = method
+        if route is None or method not in route.methods:
+            known = b"other" if method else b"-"  # a bounded number of label values
+        key = (known, route.template if route is not None else "-", status)
+        series = self._requests.get(key)
+        if series is None or series.route is not route:
+            labels = {"method": known.decode(), "route": key[1], "status_code": str(status)}
+            series = self._requests[key] = Series(
+                route,
+                known,
+                status,
                 self.metrics.counter("nexus_http_requests_total", **labels),
                 self.metrics.histogram("nexus_http_request_duration_ms", **labels),
             )
-            self._requests[key] = handles
-        handles[0].inc()
-        handles[1].observe(milliseconds)
+        return series
 
-    def count_upstream(self, server: Any, method: bytes, status: int, milliseconds: float) -> None:
+    def count_upstream(
+        self, server: Server, method: bytes, status: int, milliseconds: float
+    ) -> None:
         """One attempt at an upstream; status 0: it gave none."""
-        key = (server.url, method, status)
-        handle = self._upstreams.get(key)
-        if handle is None:
-            handle = self._upstreams[key] = self.metrics.histogram(
-                "nexus_upstream_request_duration_ms",
-                upstream=server.url,
-                method=method.decode("latin-1"),
-                status_code=str(status),
-            )
-        handle.observe(milliseconds)
+        series: Any = server.series
+        if series is None or series.status != status or series.method != method:
+            key = (server.url, method, status)
+            series = self._upstreams.get(key)
+            if series is None:
+                duration = self.metrics.histogram(
+                    "nexus_upstream_request_duration_ms",
+                    upstream=server.url,
+                    method=method.decode("latin-1"),
+                    status_code=str(status),
+                )
+                series = self._upstreams[key] = Series(None, method, status, None, duration)
+            server.series = series
+        series.duration.observe(milliseconds)
 
     def count(self, name: str, value: str) -> None:
         """One of the counters with a single label."""

@@ -1,9 +1,14 @@
 cimport cython
 from nexus._speedups._http1_c cimport RequestHead, ResponseHead
-from nexus.gateway._core_c cimport Core
+from nexus.gateway._core_c cimport Core, Series
+from nexus.gateway._pool_c cimport Pool
 from nexus.gateway._ports_c cimport ClientPort, ResponseSink
 from nexus.gateway._upstream_c cimport UpstreamConnection
-from nexus.gateway._wheel_c cimport monotonic_ns
+from nexus.gateway._primitives cimport monotonic_ns
+from nexus.gateway._routes_c cimport Route
+from nexus.observability._record_c cimport RequestRecord
+from nexus.policy._balance_c cimport Server
+from nexus.policy._breaker_c cimport Breaker
 
 cdef int _FREE, _WAITING, _SENT, _STREAMING, _BACKOFF, _TUNNEL, _COLLECTING, _DONE
 cdef int _CONTENT_TYPE, _CONTENT_ENCODING, _CACHE_CONTROL, _ETAG, _LOCATION, _FORWARDED_FOR
@@ -21,11 +26,16 @@ cdef class Exchange(ResponseSink):
     cdef public bint trusted
     cdef public unsigned long long limit_key
     cdef readonly UpstreamConnection connection
-    cdef readonly object server
+    cdef readonly Server server
+    cdef public bytes scheme
+    cdef readonly bytes host
+    cdef Series _series
+    cdef bytes _forwarded
+    cdef bytes _forwarded_host
     cdef int _state
     cdef list _held
     cdef list _tried
-    cdef public object route
+    cdef public Route route
     cdef public str client_id
     cdef public int status
     cdef public str reason
@@ -91,10 +101,11 @@ cdef class Exchange(ResponseSink):
     cdef object _call_handler(self, bytes body)
     cdef bytes _last_fields(self, bint keep)
     cdef object _send(self, bytes data)
-    @cython.locals(core=Core, drop=cython.int)
+    @cython.locals(core=Core, drop=cython.int, route=Route, path=bytes)
     cpdef object forward(self, RequestHead head)
+    cdef bytes _forwarding(self, RequestHead head)
     cdef bytes _framing_out(self, RequestHead head)
-    @cython.locals(core=Core, now=cython.longlong, connection=UpstreamConnection)
+    @cython.locals(core=Core, now=cython.longlong, connection=UpstreamConnection, server=Server, pool=Pool, breaker=Breaker)
     cdef object _attempt(self)
     @cython.locals(core=Core, until=cython.longlong)
     cdef object _await_response(self)
@@ -102,7 +113,7 @@ cdef class Exchange(ResponseSink):
     cpdef object on_request_body(self, bytes data, bint last)
     cdef object _collect(self, bytes data, bint last)
     cdef object _too_large(self)
-    @cython.locals(drop=cython.int, wraps=cython.bint)
+    @cython.locals(drop=cython.int, wraps=cython.bint, route=Route, prefix=bytes)
     cdef tuple _compose(self, ResponseHead head, bint empty)
     cdef bytes _bodiless_length(self, int status, long long length, bint wraps)
     cdef object _set_aside(self, UpstreamConnection connection, ResponseHead head, bytes body, bint complete)
@@ -111,15 +122,18 @@ cdef class Exchange(ResponseSink):
     cdef object _stream(self, bytes block, bytes extra, bytes body, long long length, bint keep)
     cdef bytes _frame(self, bytes data)
     cpdef object on_tunnel_data(self, bytes data)
-    @cython.locals(core=Core, now=cython.longlong)
+    @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)
     cdef object _failed(self, object failure, str reason)
     cdef object _decide(self, object failure, int status, bint sent=*)
     cdef object _back_off(self, long long delay)
     cdef object _end_retry(self)
-    @cython.locals(core=Core, now=cython.longlong)
+    @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)
     cdef object _attempt_answered(self, int status)
+    cdef bint _may_repeat(self) except -1
+    cdef object _repeat(self)
     cdef object _opened(self, object server)
     cdef object _release_breaker(self)
+    @cython.locals(server=Server)
     cdef object _leave_server(self)
     cdef object _let_go_of_upstream(self)
     cpdef object break_off(self, str reason)
@@ -128,9 +142,10 @@ cdef class Exchange(ResponseSink):
     cpdef object unblock_client(self)
     cpdef object close_upstream_writing(self)
     cdef object _finish(self, bint keep)
-    @cython.locals(core=Core, duration=cython.longlong)
+    @cython.locals(core=Core, duration=cython.longlong, series=Series)
     cdef object _finish_record(self)
-    cdef object _record(self, long long duration)
+    @cython.locals(record=RequestRecord)
+    cdef RequestRecord _record(self, long long duration)
     cdef bytes _location(self, bytes value, bytes prefix)
 
     @cython.locals(status=cython.int, keep=cython.bint, wraps=cython.bint)

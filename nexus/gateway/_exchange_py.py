@@ -19,8 +19,7 @@ from typing import Any, Final
 import cython  # type: ignore[import-untyped]
 
 from nexus.gateway.envelope import PREFIX, is_wrappable, suffix
-from nexus.observability.record import RequestRecord
-from nexus.policy.retry import RETRIABLE_STATUS, Failure, decide
+from nexus.policy.retry import IDEMPOTENT, RETRIABLE_STATUS, Failure, decide
 from nexus.wire.http1 import (
     FRAMING,
     HOP,
@@ -38,8 +37,10 @@ if not cython.compiled:
 
     from nexus._speedups._http1_py import RequestHead, ResponseHead
     from nexus.gateway._core_py import Core
+    from nexus.gateway._pool_py import Pool
     from nexus.gateway._ports_py import ClientPort, ResponseSink
     from nexus.gateway._upstream_py import UpstreamConnection
+    from nexus.observability._record_py import RequestRecord
 
 __all__ = ["Exchange"]
 
@@ -83,8 +84,12 @@ class Exchange(ResponseSink):
         #: Key of the client's bucket; renewed where a trusted proxy names the client.
         self.limit_key = 0
         self.connection: UpstreamConnection | Any = None
-        #: A policy.balance.Server whose `extra` is its pool and whose `breaker` its breaker.
+        #: Its `extra` is its pool and its `breaker` its breaker.
         self.server: Any = None
+        self.scheme = b"http"
+        self._series: Any = None
+        self._forwarded = b""
+        self._forwarded_host: bytes | None = None
         self._state = _FREE
         self._held: list[bytes] = []
         self._tried: list[Any] = []
@@ -104,6 +109,8 @@ class Exchange(ResponseSink):
         self.wraps = False
         self.upstream_status = 0
         self.upstream_url = ""
+        self.host = b""
+        self._target_out = b""
         self.upstream_started = 0
         self.upstream_ns = 0
         self.retry_skipped = ""
@@ -154,6 +161,7 @@ class Exchange(ResponseSink):
         self.stamp = core.stamp(wall_ms)
         self.method = head.method
         self.target = head.target
+        self.host = head.host
         self.minor = head.minor
         self.expects = head.expect_continue
         self._keep = head.keep_alive
@@ -259,12 +267,10 @@ class Exchange(ResponseSink):
         drop = core.request_drop
         if not self.trusted:
             drop |= core.spoofable
-        path = head.path[len(route.prefix) :]
-        self._target_out = (path or b"/") + head.query
+        path = head.path[len(route.prefix) :] or b"/"
+        self._target_out = path + head.query if head.query else path
         self._upgrading = head.upgrade
         self._keyed = route.idempotency_key and head.count(_IDEMPOTENCY_KEY) == 1
-        before = head.joined(_FORWARDED_FOR) if self.trusted else b""
-        chain = before + b", " + self.peer.encode() if before else self.ip.encode()
         trace = b""
         if core.tracer is not None:
             trace = core.tracer.outgoing(self)
@@ -275,11 +281,7 @@ class Exchange(ResponseSink):
                 self.request_id,
                 b"\r\n",
                 core.version_field,
-                b"x-forwarded-for: ",
-                chain,
-                b"\r\nx-forwarded-host: ",
-                head.host,
-                b"\r\nx-forwarded-proto: http\r\nx-gateway-timestamp: ",
+                self._forwarding(head),
                 self.stamp,
                 b"\r\n",
                 trace,
@@ -290,6 +292,27 @@ class Exchange(ResponseSink):
         )
         self.proxied = True
         self._attempt()
+
+    def _forwarding(self, head: RequestHead) -> bytes:
+        """Who asked for what, up to our timestamp's value; kept while a client asks one host."""
+        host = head.host
+        if host == self._forwarded_host and not self.trusted:
+            return self._forwarded
+        before = head.joined(_FORWARDED_FOR) if self.trusted else b""
+        chain = before + b", " + self.peer.encode() if before else self.ip.encode()
+        self._forwarded_host = host
+        self._forwarded = b"".join(
+            (
+                b"x-forwarded-for: ",
+                chain,
+                b"\r\nx-forwarded-host: ",
+                host,
+                b"\r\nx-forwarded-proto: ",
+                self.scheme,
+                b"\r\nx-gateway-timestamp: ",
+            )
+        )
+        return self._forwarded
 
     def _framing_out(self, head: RequestHead) -> bytes:
         if head.upgrade:
@@ -303,10 +326,16 @@ class Exchange(ResponseSink):
     def _attempt(self) -> None:
         core = self.core
         now = monotonic_ns() if self.attempt else self.started
-        server = core.balancer.pick(core.usable, self._tried)
+        server = core.balancer.pick(None, self._tried)
         self._permit = 1
-        if server is not None and core.breakers:
-            self._permit = server.breaker.allow(now)
+        if core.breakers and server is not None:
+            breaker: Any = server.breaker
+            self._permit = breaker.allow(now)
+            if not self._permit:  # open: now ask all of them, which most requests need not
+                server = core.balancer.pick(core.usable, self._tried)
+                if server is not None:
+                    breaker = server.breaker
+                    self._permit = breaker.allow(now)
         if server is None or not self._permit:
             # No upstream, or another worker took the half-open trial between the two questions.
             if self.attempt:
@@ -323,7 +352,8 @@ class Exchange(ResponseSink):
         self.upstream_started = now
         self._state = _WAITING
         core.wheel.schedule(self, self._deadline_total)
-        connection = server.extra.acquire(self)
+        pool: Pool | Any = server.extra
+        connection = pool.acquire(self)
         if connection is not None:
             self.on_connected(connection)
 
@@ -447,7 +477,7 @@ class Exchange(ResponseSink):
     ) -> None:
         status = head.status
         self._attempt_answered(status)
-        if status in RETRIABLE_STATUS:
+        if status >= 500 and status in RETRIABLE_STATUS:
             decision = self._decide(Failure.STATUS, status)
             if decision.retry:
                 self._set_aside(connection, head, body, complete)
@@ -598,7 +628,9 @@ class Exchange(ResponseSink):
         self._finish(self._keep)
 
     def on_upgraded(self, connection: UpstreamConnection, head: ResponseHead, data: bytes) -> None:
-        if not self._upgrading or not head.upgrade:
+        # RFC 9110 §7.8: a server may switch only to what was asked for, and that is all we forward.
+        asked = self._upgrading and (head.value(_UPGRADE) or b"").lower() == b"websocket"
+        if not asked or not head.upgrade:
             connection.discard()
             self.on_lost(connection, "upstream_unasked_upgrade")
             return
@@ -609,9 +641,7 @@ class Exchange(ResponseSink):
         head_bytes = b"".join(
             (
                 head.block(_RESPONSE_DROP),
-                b"Connection: Upgrade\r\nUpgrade: ",
-                head.value(_UPGRADE) or b"websocket",
-                b"\r\nx-request-id: ",
+                b"Connection: Upgrade\r\nUpgrade: websocket\r\nx-request-id: ",
                 self.request_id,
                 b"\r\n\r\n",
             )
@@ -635,11 +665,14 @@ class Exchange(ResponseSink):
             return
         self._failed(Failure.CONNECT, reason)
 
-    def on_lost(self, connection: UpstreamConnection, reason: str) -> None:  # noqa: ARG002
+    def on_lost(self, connection: UpstreamConnection, reason: str) -> None:
         state = self._state
         self.connection = None
         if state == _SENT:
             if reason == "closed" or reason == "reset":
+                if connection.raced() and self._may_repeat():
+                    self._repeat()
+                    return
                 self._failed(Failure.RESET, f"upstream_{reason}")
             else:
                 self._failed(Failure.MALFORMED, reason)
@@ -651,6 +684,27 @@ class Exchange(ResponseSink):
             self._finish_record()
             self._state = _DONE
             self.session.tunnel_ended()
+
+    def _may_repeat(self) -> bool:
+        """Whether the request can be sent once more though the upstream may have seen it."""
+        return (
+            self.attempt < self.core.retry_policy.max_attempts
+            and self.replayable
+            and (self.method in IDEMPOTENT or self._keyed)
+        )
+
+    def _repeat(self) -> None:
+        """A keep-alive race costs an attempt, but no delay, no budget, and nothing at the breaker.
+
+        The upstream timed an idle connection out while the request was on its way (RFC 9112 §9.5
+        wants clients to be ready for that at any time). So it goes out again, on a new connection.
+        """
+        core = self.core
+        self.attempt += 1
+        core.count("nexus_upstream_keepalive_races_total", self.upstream_url)
+        self._state = _WAITING
+        core.wheel.schedule(self, self._deadline_total)
+        self.server.extra.acquire_new(self)
 
     def on_deadline(self, now: int) -> None:  # noqa: ARG002
         state = self._state
@@ -687,6 +741,8 @@ class Exchange(ResponseSink):
         if decision.retry:
             self._back_off(decision.delay_ns)
             return
+        if failure is Failure.MALFORMED:
+            self._keep = False  # neither connection is believed any more
         if reason in _TIMEOUTS:
             self._give_up(504, reason, "The upstream did not answer in time.")
         else:
@@ -760,11 +816,11 @@ class Exchange(ResponseSink):
         if core.counting:
             core.count_upstream(server, self.method, status, self.upstream_ns / 1e6)
         if core.breakers:
-            if status >= 500:
-                if server.breaker.record_failure(now, self._permit):
-                    self._opened(server)
-            else:
-                server.breaker.record_success(now, self._permit)
+            breaker: Any = server.breaker
+            if status < 500:
+                breaker.record_success(now, self._permit)
+            elif breaker.record_failure(now, self._permit):
+                self._opened(server)
 
     def _opened(self, server: Any) -> None:
         core = self.core
@@ -852,12 +908,17 @@ class Exchange(ResponseSink):
             self._tried.clear()
         duration = monotonic_ns() - self.started
         if core.counting:
-            method = self.method
-            route = self.route
-            if route is None or method not in route.methods:
-                method = b"other" if method else b""  # a bounded number of label values
-            template = route.template if route is not None else ""
-            core.count_request(method, template, self.status, duration / 1e6)
+            series = self._series
+            if (
+                series is None
+                or series.status != self.status
+                or series.route is not self.route
+                or series.method != self.method
+            ):
+                series = core.request_series(self.route, self.method, self.status)
+                self._series = series
+            series.requests.inc(1.0)
+            series.duration.observe(duration / 1e6)
         if core.recorder is not None:
             core.recorder.append(self._record(duration))
 
@@ -867,6 +928,8 @@ class Exchange(ResponseSink):
         record.duration_ns = duration
         record.method = self.method
         record.target = self.target
+        record.scheme = self.scheme
+        record.host = self.host
         record.route = self.route.template if self.route is not None else ""
         record.status = self.status
         record.reason = self.reason
@@ -882,6 +945,7 @@ class Exchange(ResponseSink):
         if self.proxied:
             record.proxied = True
             record.upstream = self.upstream_url
+            record.upstream_target = self._target_out
             record.upstream_status = self.upstream_status
             record.upstream_start_ns = self.upstream_started + self.core.wall_offset
             record.upstream_ns = self.upstream_ns

@@ -1,18 +1,19 @@
 cimport cython
+from nexus._speedups._buckets_c cimport BucketTable
 from nexus._speedups._http1_c cimport RequestHead
 from nexus.gateway._core_c cimport Core
 from nexus.gateway._exchange_c cimport Exchange
-from nexus.gateway._wheel_c cimport monotonic_ns
+from nexus.gateway._routes_c cimport Route, Router
 
 cdef int _AUTHORIZATION, _FORWARDED_FOR
 
 
 cdef class Phases:
     cdef readonly Core core
-    cdef object _table
+    cdef BucketTable _table
     cdef object _seed
     cdef public object clients
-    cdef public object router
+    cdef public Router router
     cdef readonly object limit
     cdef public object authenticator
     cdef public object blocked
@@ -21,8 +22,8 @@ cdef class Phases:
 
     cpdef object set_limit(self, object limit)
     cpdef object identify(self, Exchange exchange, object peername)
-    @cython.locals(core=Core, taken=cython.longlong)
+    @cython.locals(core=Core, taken=cython.longlong, route=Route)
     cpdef object run(self, Exchange exchange, RequestHead head)
     cdef object _behind_proxy(self, Exchange exchange, RequestHead head)
     cdef object _too_many(self, Exchange exchange, long long taken)
-    cdef object _wrong_method(self, Exchange exchange, object route)
+    cdef object _wrong_method(self, Exchange exchange, Route route)

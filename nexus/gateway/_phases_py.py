@@ -23,18 +23,16 @@ from nexus.gateway.clients import Clients, canonical, limit_key
 from nexus.wire.http1 import field
 
 if not cython.compiled:
-    from time import monotonic_ns
-
+    from nexus._speedups._buckets_py import BucketTable
     from nexus._speedups._http1_py import RequestHead
     from nexus.gateway._core_py import Core
     from nexus.gateway._exchange_py import Exchange
+    from nexus.gateway._routes_py import Route, Router
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nexus._speedups.buckets import BucketTable
     from nexus.gateway.auth import Authenticator
-    from nexus.gateway.routes import Route, Router
     from nexus.policy.ratelimit import RateLimit
 
 __all__ = ["Phases"]
@@ -89,9 +87,14 @@ class Phases:
             exchange.reject(403, "blocked", "This address is blocked.")
             return
         if self.limit is not None and (route is None or route.limited):
-            taken = self._table.take(
-                exchange.limit_key, monotonic_ns(), self._interval, self._burst
-            )
+            if cython.compiled:  # its arguments were checked when the limit was set
+                taken = self._table.take_unchecked(
+                    exchange.limit_key, exchange.started, self._interval, self._burst
+                )
+            else:
+                taken = self._table.take(
+                    exchange.limit_key, exchange.started, self._interval, self._burst
+                )
             if taken < 0:
                 self._too_many(exchange, taken)
                 return

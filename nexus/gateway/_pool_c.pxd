@@ -1,16 +1,14 @@
 cimport cython
-from nexus.gateway._ports_c cimport ResponseSink
+from nexus.gateway._ports_c cimport PoolPort, ResponseSink
 from nexus.gateway._upstream_c cimport UpstreamConnection
 from nexus.gateway._wheel_c cimport Wheel
 
 
-cdef class Pool:
+cdef class Pool(PoolPort):
     cdef readonly str url
     cdef bint _tls
     cdef str _host
     cdef int _port
-    cdef readonly bytes authority
-    cdef readonly bytes base_path
     cdef Wheel _wheel
     cdef list _idle
     cdef object _waiting
@@ -24,4 +22,5 @@ cdef class Pool:
 
     @cython.locals(connection=UpstreamConnection, idle=list)
     cpdef object acquire(self, ResponseSink sink)
-    cpdef object give_back(self, UpstreamConnection connection)
+    cpdef object acquire_new(self, ResponseSink sink)
+    cpdef object give_back(self, object connection)

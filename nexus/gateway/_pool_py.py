@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import cython  # type: ignore[import-untyped]
 
 if not cython.compiled:
-    from nexus.gateway._ports_py import ResponseSink
+    from nexus.gateway._ports_py import PoolPort, ResponseSink
     from nexus.gateway._upstream_py import UpstreamConnection
     from nexus.gateway._wheel_py import Wheel
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Pool"]
 
 
-class Pool:
+class Pool(PoolPort):
     """Keep-alive connections to ``url`` (``http://host:port`` or ``https://…``)."""
 
     def __init__(
@@ -37,9 +37,7 @@ class Pool:
         self._tls = parts.scheme == "https"
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self._tls else 80)
-        #: The ``Host`` field of requests to this upstream, and what it puts before the path.
-        self.authority = parts.netloc.rpartition("@")[2].encode()
-        self.base_path = parts.path.rstrip("/").encode()
+        super().__init__(parts.netloc.rpartition("@")[2].encode(), parts.path.rstrip("/").encode())
         self._wheel = wheel
         self._idle: list[UpstreamConnection] = []
         self._waiting: deque[ResponseSink] = deque()
@@ -85,6 +83,7 @@ class Pool:
         while idle:
             connection = idle.pop()
             if connection.alive(self._wheel.now):
+                connection.rested = True
                 return connection
             connection.discard()
         # Those for whom a connection can still be made do not count as queued.
@@ -94,6 +93,11 @@ class Pool:
         self._waiting.append(sink)
         self._grow()
         return None
+
+    def acquire_new(self, sink: ResponseSink) -> None:
+        """As :meth:`acquire`, before all others and never a connection that has been at rest."""
+        self._waiting.appendleft(sink)
+        self._grow()
 
     def cancel(self, sink: ResponseSink) -> None:
         """``sink`` waits no longer."""

@@ -2,6 +2,13 @@ from nexus._speedups._http1_c cimport ResponseHead
 from nexus.gateway._wheel_c cimport Timed
 
 
+cdef class PoolPort:
+    cdef readonly bytes authority
+    cdef readonly bytes base_path
+    cpdef object give_back(self, object connection)
+    cpdef object forget(self, object connection)
+
+
 cdef class ResponseSink(Timed):
     cpdef object on_connected(self, object connection)
     cpdef object on_connect_failed(self, str reason)

@@ -25,7 +25,26 @@ if not cython.compiled:
 if TYPE_CHECKING:
     from nexus.gateway._upstream_py import UpstreamConnection
 
-__all__ = ["ClientPort", "ResponseSink"]
+__all__ = ["ClientPort", "PoolPort", "ResponseSink"]
+
+
+class PoolPort:
+    """What a connection asks of the pool that it belongs to."""
+
+    __slots__ = ("authority", "base_path")
+
+    def __init__(self, authority: bytes, base_path: bytes) -> None:
+        #: The ``Host`` field of requests to this upstream, and what it puts before the path.
+        self.authority = authority
+        self.base_path = base_path
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        """A connection whose exchange is over and that can be used again."""
+        raise NotImplementedError
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """A connection that is gone."""
+        raise NotImplementedError
 
 
 class ResponseSink(Timed):

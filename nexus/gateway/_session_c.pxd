@@ -3,7 +3,9 @@ from nexus._speedups._http1_c cimport ChunkedDecoder, RequestHead
 from nexus.gateway._core_c cimport Core
 from nexus.gateway._exchange_c cimport Exchange
 from nexus.gateway._phases_c cimport Phases
+from nexus.gateway._outlet_c cimport Outlet
 from nexus.gateway._ports_c cimport ClientPort
+from nexus.gateway._primitives cimport copied
 
 cdef int _READING, _BODY, _WAITING, _LINGERING, _TUNNELLING, _CLOSED
 
@@ -14,6 +16,8 @@ cdef class Session(ClientPort):
     cdef set _sessions
     cdef readonly Exchange exchange
     cdef readonly object transport
+    cdef Outlet _out
+    cdef bint _more
     cdef RequestHead _head
     cdef ChunkedDecoder _decoder
     cdef bytearray _pending

@@ -26,8 +26,10 @@ if not cython.compiled:
     from nexus._speedups._http1_py import ChunkedDecoder, RequestHead
     from nexus.gateway._core_py import Core
     from nexus.gateway._exchange_py import Exchange
+    from nexus.gateway._outlet_py import Outlet
     from nexus.gateway._phases_py import Phases
     from nexus.gateway._ports_py import ClientPort
+    from nexus.gateway.buffers import copied
 
 __all__ = ["Session"]
 
@@ -55,6 +57,8 @@ class Session(ClientPort):
         self._sessions = sessions
         self.exchange = Exchange(core, self)
         self.transport: Any = None
+        self._out: Any = None
+        self._more = False
         self._head = RequestHead(core.max_head, core.max_line, core.max_fields)
         self._decoder: ChunkedDecoder | None = None
         self._pending: bytearray | None = None
@@ -83,6 +87,7 @@ class Session(ClientPort):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        self._out = Outlet(transport)
         core = self.core
         core.connections += 1
         self._sessions.add(self)
@@ -114,10 +119,12 @@ class Session(ClientPort):
         if self._state == _TUNNELLING:
             self.exchange.close_upstream_writing()
             return True
+        self._out.close()
         return False  # a FIN is a disconnect: the transport closes, connection_lost cancels
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._state = _CLOSED
+        self._out.close()
         self.deadline = 0
         self.core.connections -= 1
         self._sessions.discard(self)
@@ -147,7 +154,7 @@ class Session(ClientPort):
             elif state == _BODY:
                 at += self._read_body(buffer, at, end)
             elif state == _TUNNELLING:
-                self.exchange.on_tunnel_data(bytes(buffer[at:end]))
+                self.exchange.on_tunnel_data(copied(buffer, at, end))
                 at = end
             elif state == _LINGERING:
                 self._lingered += end - at
@@ -180,6 +187,7 @@ class Session(ClientPort):
                 core.wheel.schedule(self, core.wheel.now + core.head_ns)
             return 0
         self._head_begun = False
+        self._more = at + used < end
         self._served += 1
         self._chunked = head.chunked
         self._left = max(0, head.content_length)
@@ -221,7 +229,7 @@ class Session(ClientPort):
             used = end - at
             if used > self._left:
                 used = self._left
-            data = bytes(buffer[at : at + used])
+            data = copied(buffer, at, at + used)
             self._left -= used
             last = self._left == 0
         if last:
@@ -260,7 +268,8 @@ class Session(ClientPort):
 
     def send(self, data: bytes) -> None:
         if self._state != _CLOSED:
-            self.transport.write(data)
+            # Pipelined requests of which the next is here: their replies leave together.
+            self._out.write(data, self._busy and self._more)
 
     def response_done(self, keep: bool) -> None:
         self._response_done = True

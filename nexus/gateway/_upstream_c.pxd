@@ -1,6 +1,8 @@
 cimport cython
 from nexus._speedups._http1_c cimport ChunkedDecoder, ResponseHead
-from nexus.gateway._ports_c cimport ResponseSink
+from nexus.gateway._outlet_c cimport Outlet
+from nexus.gateway._ports_c cimport PoolPort, ResponseSink
+from nexus.gateway._primitives cimport copied
 from nexus.gateway._wheel_c cimport Timed
 
 cdef int _HEAD, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _TUNNEL, _IDLE, _CLOSED
@@ -8,9 +10,10 @@ cdef long long CHECK_AFTER_NS
 
 
 cdef class UpstreamConnection(Timed):
-    cdef readonly object pool
+    cdef readonly PoolPort pool
     cdef public ResponseSink sink
     cdef readonly object transport
+    cdef Outlet _out
     cdef readonly ResponseHead head
     cdef ChunkedDecoder _decoder
     cdef bytearray _pending
@@ -21,6 +24,7 @@ cdef class UpstreamConnection(Timed):
     cdef bint _reusable
     cdef readonly bint answered
     cdef readonly long long requests
+    cdef public bint rested
     cdef readonly long long idle_since
     cdef bint _reading
 
@@ -32,6 +36,7 @@ cdef class UpstreamConnection(Timed):
     cpdef object discard(self)
     cpdef object write_eof(self)
     cpdef bint alive(self, long long now) except -1
+    cpdef bint raced(self) except -1
     cpdef object rest(self, long long now)
     @cython.locals(mode=cython.int, data=bytes)
     cdef object _consume(self, bytearray buffer, Py_ssize_t start, Py_ssize_t end)

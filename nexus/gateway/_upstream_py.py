@@ -9,7 +9,7 @@ sink releases it, or until it is lost.
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import cython  # type: ignore[import-untyped]
 
@@ -18,11 +18,10 @@ from nexus.gateway.buffers import RECEIVE_BUFFER
 
 if not cython.compiled:
     from nexus._speedups._http1_py import ChunkedDecoder, ResponseHead
-    from nexus.gateway._ports_py import ResponseSink
+    from nexus.gateway._outlet_py import Outlet
+    from nexus.gateway._ports_py import PoolPort, ResponseSink
     from nexus.gateway._wheel_py import Timed
-
-if TYPE_CHECKING:
-    from nexus.gateway._pool_py import Pool
+    from nexus.gateway.buffers import copied
 
 __all__ = ["UpstreamConnection"]
 
@@ -42,11 +41,12 @@ _HEAD, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _TUNNEL, _IDLE, _CLOSED = range(7)
 class UpstreamConnection(Timed):
     """An asyncio ``BufferedProtocol``; made by a pool, one per connection."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: PoolPort) -> None:
         super().__init__()
-        self.pool: Pool = pool
+        self.pool = pool
         self.sink: ResponseSink | None = None
         self.transport: Any = None
+        self._out: Any = None
         self.head = ResponseHead(MAX_HEAD, MAX_FIELDS)
         self._decoder: ChunkedDecoder | None = None
         self._pending: bytearray | None = None
@@ -57,8 +57,10 @@ class UpstreamConnection(Timed):
         self._reusable = True
         #: Whether a byte of the current response has arrived.
         self.answered = False
-        #: Requests begun on this connection: a failure of a first one is not a keep-alive race.
+        #: Requests begun on this connection.
         self.requests = 0
+        #: Whether it was taken out of rest in the pool.
+        self.rested = False
         self.idle_since = 0
         self._reading = True
 
@@ -73,12 +75,12 @@ class UpstreamConnection(Timed):
         self._informational = 0
         self.answered = False
         self.requests += 1
-        self.transport.write(data)
+        self._out.write(data)
 
     def write(self, data: bytes) -> None:
         """Send more of the request."""
         if self._mode != _CLOSED:
-            self.transport.write(data)
+            self._out.write(data)
 
     def pause_reading(self) -> None:
         """Take no more of the response until :meth:`resume_reading`."""
@@ -121,10 +123,18 @@ class UpstreamConnection(Timed):
         poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
         return not poll.poll(0)
 
+    def raced(self) -> bool:
+        """Whether a loss may be no failure: the upstream ended an idle connection in that moment.
+
+        A connection that carries its first request at once was not idle before it.
+        """
+        return not self.answered and (self.rested or self.requests > 1)
+
     # ------------------------------------------------------------------------------- protocol
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        self._out = Outlet(transport)
 
     def get_buffer(self, _hint: int) -> bytearray:
         return RECEIVE_BUFFER
@@ -138,6 +148,7 @@ class UpstreamConnection(Timed):
             self._consume(pending, 0, len(pending))
 
     def eof_received(self) -> bool:
+        self._out.close()
         if self._mode == _UNTIL_CLOSE:
             self._complete(b"")
         elif self._mode == _TUNNEL:
@@ -145,6 +156,7 @@ class UpstreamConnection(Timed):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._out.close()
         if self._mode == _UNTIL_CLOSE and exc is None:
             self._complete(b"")
         else:
@@ -186,7 +198,7 @@ class UpstreamConnection(Timed):
             elif data:
                 self.sink.on_body(self, data, False)  # type: ignore[union-attr]
         elif mode in (_UNTIL_CLOSE, _TUNNEL):
-            self.sink.on_body(self, bytes(buffer[start:end]), False)  # type: ignore[union-attr]
+            self.sink.on_body(self, copied(buffer, start, end), False)  # type: ignore[union-attr]
         elif mode == _IDLE:
             # Bytes that nobody asked for: whatever they answer, it is not the next request.
             self._mode = _CLOSED
@@ -224,6 +236,9 @@ class UpstreamConnection(Timed):
         if self._bodiless or head.status == 204 or head.status == 304:
             self._left = 0
             self._mode = _LENGTH
+            if head.status == 204 and (head.chunked or head.content_length > 0):
+                # RFC 9112 §6.3: no body, whatever it says. But what it says may follow.
+                self._reusable = False
         elif head.chunked:
             if self._decoder is None:
                 self._decoder = ChunkedDecoder(False)
@@ -249,12 +264,12 @@ class UpstreamConnection(Timed):
             size = end - at
             if size < self._left:
                 self._left -= size
-                return bytes(buffer[at:end])
+                return copied(buffer, at, end)
             stop = at + self._left
             self._mode = _IDLE
             if stop < end:
                 self._reusable = False
-            return bytes(buffer[at:stop])
+            return copied(buffer, at, stop)
         if mode == _CHUNKED:
             decoder = self._decoder
             used = decoder.feed(buffer, at, end)  # type: ignore[union-attr]
@@ -263,13 +278,13 @@ class UpstreamConnection(Timed):
                 if at + used < end:
                     self._reusable = False
             return decoder.payload  # type: ignore[union-attr]
-        return bytes(buffer[at:end])
+        return copied(buffer, at, end)
 
     def _upgrade(self, buffer: bytearray, at: int, end: int) -> None:
         self._reusable = False
         self._pending = None
         self._mode = _TUNNEL
-        self.sink.on_upgraded(self, self.head, bytes(buffer[at:end]))  # type: ignore[union-attr]
+        self.sink.on_upgraded(self, self.head, copied(buffer, at, end))  # type: ignore[union-attr]
 
     def _complete(self, data: bytes) -> None:
         self._mode = _IDLE

@@ -1,15 +1,7 @@
 cimport cython
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef long long _TICK
 cdef long long _SLOTS
-
-
-cdef inline long long monotonic_ns() noexcept nogil:
-    """`time.monotonic_ns` without a Python integer."""
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <long long>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef class Timed:

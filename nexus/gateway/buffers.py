@@ -14,3 +14,8 @@ __all__ = ["RECEIVE_BUFFER", "RECEIVE_BYTES"]
 #: Most bytes of one read: four times a default socket buffer's worth, so that one read empties it.
 RECEIVE_BYTES: Final = 262_144
 RECEIVE_BUFFER: Final = bytearray(RECEIVE_BYTES)
+
+
+def copied(buffer: bytearray, at: int, end: int) -> bytes:
+    """A copy of ``buffer[at:end]``; the compiled path has its own (``_primitives.pxd``)."""
+    return bytes(buffer[at:end])

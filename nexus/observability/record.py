@@ -1,94 +1,14 @@
-"""The one object that a finished request leaves behind.
-
-The data path fills a :class:`RequestRecord` with scalars that it has at hand anyway and appends it
-to the recorder; access log, spans, telemetry and events are all encoded from it later, in batches,
-off the request path. Nothing in it is formatted before somebody reads it.
-"""
+"""What a finished request leaves behind, of the running backend; see ``_record_py``."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from nexus._speedups import BACKEND
+
+if TYPE_CHECKING or BACKEND == "pure":
+    from nexus.observability._record_py import RequestRecord
+else:
+    from nexus.observability._record_c import RequestRecord
+
 __all__ = ["RequestRecord"]
-
-
-class RequestRecord:
-    """Scalars of one request. Text that came over the wire stays ``bytes`` until it is encoded."""
-
-    __slots__ = (
-        "attempts",
-        "bytes_in",
-        "bytes_out",
-        "client_id",
-        "correlation_id",
-        "duration_ns",
-        "host",
-        "inbound_request_id",
-        "ip",
-        "method",
-        "parent_span_id",
-        "proxied",
-        "reason",
-        "request_id",
-        "retry_skipped",
-        "route",
-        "sampled",
-        "scheme",
-        "span_id",
-        "started_ns",
-        "status",
-        "target",
-        "trace_id",
-        "tracestate",
-        "upstream",
-        "upstream_ns",
-        "upstream_span_id",
-        "upstream_start_ns",
-        "upstream_status",
-        "upstream_target",
-        "user_agent",
-    )
-
-    def __init__(self) -> None:
-        #: Wall clock at the first byte of the head, nanoseconds since the Unix epoch.
-        self.started_ns = 0
-        #: First byte in → last byte out, nanoseconds, monotonic.
-        self.duration_ns = 0
-        self.method = b""
-        #: The request target as received, query included.
-        self.target = b""
-        self.scheme = b"http"
-        #: The Host field; ``b""`` where there was none.
-        self.host = b""
-        #: Route template (``/api/*``), never the raw path; ``""`` where no route matched.
-        self.route = ""
-        self.status = 0
-        #: Machine-readable reason of a reply that we made ourselves or of an abort; else ``""``.
-        self.reason = ""
-        #: Client address after trusted proxies were believed.
-        self.ip = ""
-        self.client_id = ""
-        self.user_agent = b""
-        self.request_id = ""
-        self.inbound_request_id = b""
-        self.correlation_id = b""
-        self.bytes_in = 0
-        self.bytes_out = 0
-        #: Whether the request was sent to an upstream at all.
-        self.proxied = False
-        #: URL of the upstream of the last attempt.
-        self.upstream = ""
-        self.upstream_status = 0
-        #: The request target as sent to the upstream (prefix stripped); ``b""``: as received.
-        self.upstream_target = b""
-        #: Wall clock at the start of the last attempt, and its duration to the response head.
-        self.upstream_start_ns = 0
-        self.upstream_ns = 0
-        self.attempts = 0
-        #: Why a failure was not retried (``not_idempotent``, ``budget``, …); else ``""``.
-        self.retry_skipped = ""
-        #: Lower-case hex: 32 digits; 16 digits each; ``parent_span_id`` is ``""`` at a root.
-        self.trace_id = ""
-        self.span_id = ""
-        self.parent_span_id = ""
-        self.upstream_span_id = ""
-        self.tracestate = b""
-        self.sampled = False

@@ -27,31 +27,37 @@ from __future__ import annotations
 import hashlib
 import mmap
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final
 
+from nexus._speedups import BACKEND
 from nexus._speedups._rangelock import RangeLock
+from nexus.policy._breaker_py import (
+    BLOCK,
+    CHANGED_WORD,
+    IN_USE,
+    OPENS_WORD,
+    SLOT_HEAD,
+    STATE_WORD,
+    UNTIL_WORD,
+    WORD,
+    State,
+    private_words,
+)
+
+if TYPE_CHECKING or BACKEND == "pure":
+    from nexus.policy._breaker_py import Breaker
+else:
+    from nexus.policy._breaker_c import Breaker
 
 __all__ = ["Breaker", "BreakerConfig", "BreakerTable", "State"]
 
-State = Literal["closed", "open", "half-open"]
 Buffer = bytearray | memoryview | mmap.mmap
 
-BUCKETS: Final = 10
-BUCKET_NS: Final = 1_000_000_000
+_CLOSED: Final = 0
 
-_CLOSED, _OPEN, _HALF_OPEN = 0, 1, 2
-_NAMES: Final[tuple[State, ...]] = ("closed", "open", "half-open")
-
-_WORD: Final = 8
 _MAGIC: Final = int.from_bytes(b"NXBRKR1\0", "little")
 #: Words of the table's header: magic, slots, workers.
 _HEADER: Final = 8
-#: Words of a slot's head; then one block per worker. Two cache lines each keep workers from
-#: writing into each other's lines (blocks are four).
-_IDENTITY, _STATE, _UNTIL, _OPENS, _CHANGED, _SLOT_HEAD = 0, 2, 3, 4, 5, 16
-#: Words of a worker's block: in use, generation of the counts, then (second, successes, failures)
-#: for each bucket.
-_IN_USE, _GENERATION, _COUNTS, _BLOCK = 0, 1, 2, 32
 
 #: Allocation has a lock of its own, behind those of the slots.
 _MAX_SLOTS: Final = 65_536
@@ -112,7 +118,7 @@ class BreakerTable:
         self._words[0] = _MAGIC
         self._slots = slots
         self._workers = workers
-        self._stride = _SLOT_HEAD + workers * _BLOCK
+        self._stride = SLOT_HEAD + workers * BLOCK
         self._lock = RangeLock("nexus-breakers")
         #: Breakers that had to be private to this process because the table was full.
         self.overflows = 0
@@ -124,7 +130,7 @@ class BreakerTable:
             raise ValueError(f"slots must be from 1 to {_MAX_SLOTS}, got {slots}")
         if not 1 <= workers <= 4096:
             raise ValueError(f"workers must be from 1 to 4096, got {workers}")
-        return _WORD * (_HEADER + slots * (_SLOT_HEAD + workers * _BLOCK))
+        return WORD * (_HEADER + slots * (SLOT_HEAD + workers * BLOCK))
 
     def adopt(self, worker_index: int) -> None:
         """A worker starts in this place: give up what a dead predecessor held.
@@ -136,7 +142,7 @@ class BreakerTable:
         self._lock.acquire(self._slots)
         try:
             for slot in range(self._slots):
-                self._words[self._block(slot, worker_index) + _IN_USE] = 0
+                self._words[self._block(slot, worker_index) + IN_USE] = 0
         finally:
             self._lock.release(self._slots)
 
@@ -154,12 +160,12 @@ class BreakerTable:
         try:
             slot = self._find(low, high)
             if slot is not None:
-                self._words[self._block(slot, worker_index) + _IN_USE] = 1
+                self._words[self._block(slot, worker_index) + IN_USE] = 1
         finally:
             self._lock.release(self._slots)
         if slot is None:
             self.overflows += 1
-            return Breaker(url, config, _private_words(), 0, 1, None, 0)
+            return Breaker(url, config, private_words(), 0, 1, None, 0)
         start = _HEADER + slot * self._stride
         words = self._words[start : start + self._stride]
         return Breaker(url, config, words, worker_index, self._workers, self._lock, slot)
@@ -169,7 +175,7 @@ class BreakerTable:
             raise ValueError(f"worker_index must be from 0 to {self._workers - 1}")
 
     def _block(self, slot: int, worker: int) -> int:
-        return _HEADER + slot * self._stride + _SLOT_HEAD + worker * _BLOCK
+        return _HEADER + slot * self._stride + SLOT_HEAD + worker * BLOCK
 
     def _find(self, low: int, high: int) -> int | None:
         """The slot of this identity, else a free one made ready for it."""
@@ -185,248 +191,12 @@ class BreakerTable:
             head = _HEADER + free * self._stride
             # Identity last: one killed in between leaves a slot that still belongs to nobody.
             words[head] = words[head + 1] = 0
-            words[head + _UNTIL] = words[head + _OPENS] = words[head + _CHANGED] = 0
+            words[head + UNTIL_WORD] = words[head + OPENS_WORD] = words[head + CHANGED_WORD] = 0
             # The generation only grows, so that counts of the former owner stay void.
-            words[head + _STATE] = ((words[head + _STATE] >> 2) + 1) << 2 | _CLOSED
+            words[head + STATE_WORD] = ((words[head + STATE_WORD] >> 2) + 1) << 2 | _CLOSED
             words[head] = low
             words[head + 1] = high
         return free
 
     def _is_free(self, slot: int) -> bool:
-        return not any(self._words[self._block(slot, w) + _IN_USE] for w in range(self._workers))
-
-
-def _private_words() -> memoryview[int]:
-    """A slot with one block, in memory of this process alone."""
-    words = memoryview(bytearray(_WORD * (_SLOT_HEAD + _BLOCK))).cast("q")
-    words[_STATE] = 1 << 2 | _CLOSED
-    return words
-
-
-class Breaker:
-    """One worker's handle of one URL's breaker. ``now_ns`` is the monotonic clock everywhere.
-
-    ::
-
-        permit = breaker.allow(now)     0: refused, anything else: go on, and remember it
-        breaker.record_success(now, permit) | record_failure(now, permit) | release(now, permit)
-
-    Exactly one of the three ends each permit. Without a permit a result counts as one of the
-    current state, and as the trial's while this worker holds the trial.
-    """
-
-    __slots__ = (
-        "_block",
-        "_config",
-        "_lock",
-        "_reset_ns",
-        "_slot",
-        "_trial",
-        "_trial_ns",
-        "_words",
-        "_workers",
-        "url",
-    )
-
-    def __init__(
-        self,
-        url: str,
-        config: BreakerConfig,
-        words: memoryview[int],
-        worker_index: int,
-        workers: int,
-        lock: RangeLock | None,
-        slot: int,
-    ) -> None:
-        self.url = url
-        self._words = words
-        self._workers = workers
-        self._block = _SLOT_HEAD + worker_index * _BLOCK
-        self._lock = lock
-        self._slot = slot
-        #: The generation of the trial that this worker holds; 0: none.
-        self._trial = 0
-        self.config = config
-
-    @property
-    def config(self) -> BreakerConfig:
-        return self._config
-
-    @config.setter
-    def config(self, config: BreakerConfig) -> None:
-        """Take effect from the next call on; the state stays."""
-        self._config = config
-        self._reset_ns = config.reset_timeout_ms * 1_000_000
-        self._trial_ns = config.trial_timeout_ms * 1_000_000
-
-    def ready(self, now_ns: int) -> bool:
-        """Would :meth:`allow` say yes? Changes nothing: made for a balancer's ``usable``."""
-        word = self._words[_STATE]
-        return word & 3 == _CLOSED or not self._config.enabled or now_ns >= self._words[_UNTIL]
-
-    def allow(self, now_ns: int) -> int:
-        """A permit (truthy) for one request, or 0. Open and half-open: for one trial only."""
-        word = self._words[_STATE]
-        if word & 3 == _CLOSED or not self._config.enabled:
-            return word >> 2
-        if now_ns < self._words[_UNTIL]:
-            return 0
-        self._acquire()
-        try:
-            if self._words[_STATE] != word or now_ns < self._words[_UNTIL]:
-                return 0
-            self._words[_UNTIL] = now_ns + self._trial_ns
-            self._enter(_HALF_OPEN, now_ns)
-            self._trial = self._words[_STATE] >> 2
-            return self._trial
-        finally:
-            self._release_lock()
-
-    def record_success(self, now_ns: int, permit: int = 0) -> None:
-        """The upstream answered, below 500."""
-        word = self._words[_STATE]
-        if word & 3 == _CLOSED:
-            if permit in (0, word >> 2) and self._config.enabled:
-                self._count(now_ns, word >> 2, 0)
-        elif self._is_trial(word, permit):
-            self._end_trial(now_ns, word, _CLOSED)
-
-    def record_failure(self, now_ns: int, permit: int = 0) -> bool:
-        """5xx, timeout or connection error. True when this call opened the breaker."""
-        word = self._words[_STATE]
-        if word & 3 == _CLOSED:
-            if permit not in (0, word >> 2) or not self._config.enabled:
-                return False
-            self._count(now_ns, word >> 2, 1)
-            return self._over_threshold(now_ns, word >> 2) and self._trip(now_ns, word)
-        return self._is_trial(word, permit) and self._end_trial(now_ns, word, _OPEN)
-
-    def release(self, now_ns: int, permit: int = 0) -> None:
-        """No verdict on the upstream (the client went away): a trial becomes free at once."""
-        word = self._words[_STATE]
-        if self._is_trial(word, permit):
-            self._acquire()
-            try:
-                if self._words[_STATE] == word:
-                    self._words[_UNTIL] = now_ns
-            finally:
-                self._release_lock()
-            self._trial = 0
-
-    def state(self, now_ns: int) -> State:
-        """As the outside sees it: open becomes half-open when the next request would be let in."""
-        if not self._config.enabled:
-            return "closed"
-        state = self._words[_STATE] & 3
-        if state == _OPEN and now_ns >= self._words[_UNTIL]:
-            return "half-open"
-        return _NAMES[state]
-
-    def snapshot(self, now_ns: int) -> dict[str, object]:
-        """For ``/cb-stats``: state, counts of the window over all workers, times in ms."""
-        word = self._words[_STATE]
-        successes, failures = self._sum(now_ns, word >> 2)
-        total = successes + failures
-        wait = self._words[_UNTIL] - now_ns if word & 3 != _CLOSED else 0
-        return {
-            "state": self.state(now_ns),
-            "successes": successes,
-            "failures": failures,
-            "errorPercentage": round(100 * failures / total, 2) if total else 0.0,
-            "opens": self._words[_OPENS],
-            "retryInMs": max(0, -(-wait // 1_000_000)),
-        }
-
-    def close(self) -> None:
-        """The URL left this worker: its slot is free when no worker uses it.
-
-        Requests still under way may report; it reaches nobody.
-        """
-        if self._lock is not None:
-            self._words[self._block + _IN_USE] = 0
-            self._words, self._block = _private_words(), _SLOT_HEAD
-            self._workers, self._lock, self._trial = 1, None, 0
-
-    def __repr__(self) -> str:
-        word = self._words[_STATE]
-        return f"<Breaker {self.url} {_NAMES[word & 3]} generation={word >> 2}>"
-
-    def _is_trial(self, word: int, permit: int) -> bool:
-        return word & 3 == _HALF_OPEN and (permit or self._trial) == word >> 2
-
-    def _acquire(self) -> None:
-        if self._lock is not None:
-            self._lock.acquire(self._slot)
-
-    def _release_lock(self) -> None:
-        if self._lock is not None:
-            self._lock.release(self._slot)
-
-    def _enter(self, state: int, now_ns: int) -> None:
-        """Commit point of every transition; under the lock, all else already written."""
-        words = self._words
-        if state == _OPEN:
-            words[_OPENS] += 1
-        words[_CHANGED] = now_ns
-        words[_STATE] = ((words[_STATE] >> 2) + 1) << 2 | state
-
-    def _trip(self, now_ns: int, word: int) -> bool:
-        self._acquire()
-        try:
-            if self._words[_STATE] != word:
-                return False  # another worker was first; the event is its to report
-            self._words[_UNTIL] = now_ns + self._reset_ns
-            self._enter(_OPEN, now_ns)
-            return True
-        finally:
-            self._release_lock()
-
-    def _end_trial(self, now_ns: int, word: int, state: int) -> bool:
-        self._trial = 0
-        self._acquire()
-        try:
-            if self._words[_STATE] != word:
-                return False  # the lease ran out and a new trial is under way
-            if state == _OPEN:
-                self._words[_UNTIL] = now_ns + self._reset_ns
-            self._enter(state, now_ns)
-            return True
-        finally:
-            self._release_lock()
-
-    def _count(self, now_ns: int, generation: int, failed: int) -> None:
-        words, block = self._words, self._block
-        if words[block + _GENERATION] != generation:
-            # Seconds first: a reader must not take old counts for the new generation's.
-            for at in range(block + _COUNTS, block + _COUNTS + 3 * BUCKETS, 3):
-                words[at] = -1
-            words[block + _GENERATION] = generation
-        second = now_ns // BUCKET_NS
-        at = block + _COUNTS + second % BUCKETS * 3
-        if words[at] != second:
-            words[at + 1] = words[at + 2] = 0
-            words[at] = second
-        words[at + 1 + failed] += 1
-
-    def _sum(self, now_ns: int, generation: int) -> tuple[int, int]:
-        words = self._words
-        oldest = now_ns // BUCKET_NS - BUCKETS + 1
-        successes = failures = 0
-        for worker in range(self._workers):
-            block = _SLOT_HEAD + worker * _BLOCK
-            if words[block + _GENERATION] != generation:
-                continue
-            for at in range(block + _COUNTS, block + _COUNTS + 3 * BUCKETS, 3):
-                if words[at] >= oldest:
-                    successes += words[at + 1]
-                    failures += words[at + 2]
-        return successes, failures
-
-    def _over_threshold(self, now_ns: int, generation: int) -> bool:
-        successes, failures = self._sum(now_ns, generation)
-        total = successes + failures
-        config = self._config
-        return (
-            total >= config.volume_threshold
-            and failures * 100 >= config.error_threshold_percentage * total
-        )
+        return not any(self._words[self._block(slot, w) + IN_USE] for w in range(self._workers))
