@@ -12,6 +12,11 @@ from libc.string cimport memchr, memcpy, memset
 
 from nexus.errors import RespError
 
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t socket_send "send"(int descriptor, const void* data, size_t size, int flags)
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+
 __all__ = ["CommandScanner", "CommandTable", "ReplyScanner", "arguments"]
 
 cdef enum:
@@ -47,6 +52,16 @@ cdef bytes cut(bytearray data, Py_ssize_t start, Py_ssize_t end):
     """``bytes(data[start:end])`` with one copy."""
     _check(data, start, end)
     return PyBytes_FromStringAndSize(PyByteArray_AS_STRING(data) + start, end - start)
+
+
+cdef Py_ssize_t send(int descriptor, bytearray data, Py_ssize_t start, Py_ssize_t end) except -1:
+    """Write to a non-blocking socket at once; how many bytes it took (0 also where it failed)."""
+    cdef ssize_t sent
+    _check(data, start, end)
+    sent = socket_send(
+        descriptor, PyByteArray_AS_STRING(data) + start, end - start, MSG_DONTWAIT | MSG_NOSIGNAL
+    )
+    return sent if sent > 0 else 0
 
 
 cdef inline int64_t _integer(const unsigned char* data, Py_ssize_t start, Py_ssize_t end) noexcept nogil:

@@ -6,11 +6,12 @@ Pure-Python twin of ``_respscan_c.pyx``; both give the same answers for the same
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from nexus.errors import RespError
 
-__all__ = ["CommandScanner", "CommandTable", "ReplyScanner", "append", "arguments", "cut"]
+__all__ = ["CommandScanner", "CommandTable", "ReplyScanner", "append", "arguments", "cut", "send"]
 
 #: ``PROTO_INLINE_MAX_SIZE`` of Redis: longest header line and longest inline request, bytes.
 LINE_LIMIT: Final = 65_536
@@ -57,6 +58,18 @@ def cut(data: bytearray, start: int, end: int) -> bytes:
     """``bytes(data[start:end])`` with one copy."""
     _check(data, start, end)
     return bytes(memoryview(data)[start:end])
+
+
+def send(descriptor: int, data: bytearray, start: int, end: int) -> int:
+    """Write to a non-blocking socket at once; how many bytes it took.
+
+    0 also where it failed: whoever owns the socket finds out by its own write.
+    """
+    _check(data, start, end)
+    try:
+        return os.write(descriptor, memoryview(data)[start:end])
+    except OSError:
+        return 0
 
 
 def _check(data: bytearray, start: int, end: int) -> None:

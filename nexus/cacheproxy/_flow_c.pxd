@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t
 cimport cython
 
 from nexus._speedups._respscan_c cimport (
-    CommandScanner, CommandTable, ReplyScanner, append, cut
+    CommandScanner, CommandTable, ReplyScanner, append, cut, send
 )
 
 cdef int MORE
@@ -62,7 +62,10 @@ cdef class Link:
     cdef public object owner
     cdef public object transport
     cdef public int state
+    cdef public bytes refusal
     cdef public bytearray out
+    cdef int descriptor                      # -1: only the transport may write
+    cdef bint queued                         # bytes wait in the transport
     cdef object fifo                         # receiver, count, receiver, count, …
     cdef Receiver head
     cdef Py_ssize_t head_count
@@ -93,6 +96,8 @@ cdef class Link:
     cpdef object close(self)
     cpdef object resume_writing(self)
     cpdef object flush(self)
+    @cython.locals(sent=Py_ssize_t, size=Py_ssize_t)
+    cdef object _write(self, bytearray data)
     cdef object _lose(self, Receiver receiver, Py_ssize_t count, bint partial, bytes error)
     cpdef object give_up(self, bytes error)
     @cython.locals(position=Py_ssize_t, stop=Py_ssize_t, done=Py_ssize_t, receiver=Receiver)
@@ -127,6 +132,8 @@ cdef class Client(Receiver):
     cdef public bint congested
     cdef bint reading_paused
     cdef public bint half_open
+    cdef int descriptor                      # -1: only the transport may write
+    cdef bint queued                         # bytes wait in the transport
     cdef bint processing                     # guards against re-entry by a nested resume
     cdef int64_t reply_bytes
     cdef public int64_t big_until            # tick
@@ -147,6 +154,8 @@ cdef class Client(Receiver):
     cdef object _pause_reading(self)
     cpdef object answer(self, bytes data)
     cpdef object write(self, bytes data)
+    @cython.locals(sent=Py_ssize_t)
+    cdef object _pass_on(self, bytearray data, Py_ssize_t start, Py_ssize_t end)
     cpdef object settle(self)
     cpdef object unblock(self, int reason)
     cpdef object abort(self)

@@ -90,7 +90,7 @@ class SharedLink:
             try:
                 transport = await dial(self.pools.target, self.identity, self.protocol, self.db)
             except DialError as error:
-                self._failed(error, attempt)
+                self._failed(error)
             else:
                 self.last_error = ""
                 self.link.attach(transport)
@@ -98,15 +98,19 @@ class SharedLink:
                 return
             ceiling = min(RECONNECT_CAP, RECONNECT_BASE * 2 ** min(attempt, 10))
             await asyncio.sleep(random.random() * ceiling)
-            attempt += 1
+            # One that is there and busy with a script is asked often: that ends at any moment.
+            attempt = attempt + 1 if self.link.refusal is self.pools.plane.loading else 0
 
-    def _failed(self, error: DialError, attempt: int) -> None:
-        if attempt == 0 or str(error) != self.last_error:
+    def _failed(self, error: DialError) -> None:
+        if str(error) != self.last_error:
             log.warning("redis is not reachable", extra={"error": str(error)})
         self.last_error = str(error)
         self.link.state = DOWN
-        # Never sent, so it is safe to say so: clients retry -LOADING.
-        self.link.give_up(self.pools.plane.loading)
+        # Never sent, so it is safe to say so: clients retry -LOADING. A Redis that is there and
+        # busy says so itself.
+        busy = error.reply.startswith(b"-BUSY ")
+        self.link.refusal = error.reply if busy else self.pools.plane.loading
+        self.link.give_up(self.link.refusal)
         self.link.resume_writing()
         self.first_attempt.set()
         if error.reply.startswith((b"-WRONGPASS", b"-NOAUTH")):

@@ -682,7 +682,6 @@ class Session(Client):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.half_open = transport.get_extra_info("ssl_object") is None
         if self.local.admit():
             self.pools.sessions.add(self)
             return
