@@ -25,10 +25,9 @@ import msgspec
 import yaml
 
 from nexus.errors import ConfigError
+from nexus.redact import MASK, mask_password
 
 __all__ = ["MASK", "Secret", "Settings", "decode", "dump", "load", "read_yaml"]
-
-MASK: Final = "********"
 
 #: Text that is never printed: ``--check`` shows :data:`MASK` in its place.
 Secret = Annotated[str, msgspec.Meta(extra={"secret": True})]
@@ -44,7 +43,11 @@ if typing.TYPE_CHECKING:
 S = TypeVar("S", bound=Settings)
 Tree = dict[str, Any]
 
+#: Levels of a settings file; an alias that holds itself would go on for ever.
+_MAX_DEPTH: Final = 32
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP)")
 _AT = re.compile(r" - at `(?:key in )?\$?(?P<path>[^`]*)`$")
 
 
@@ -109,7 +112,8 @@ def read_yaml(file: Path) -> Tree:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ConfigError(f"{where}{error.problem or error.context}", source=str(file)) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        # PyYAML lets a date that does not exist, or an endless nesting, out as plain errors.
         raise ConfigError(f"not YAML: {error}", source=str(file)) from None
     if tree is None:
         return {}
@@ -142,6 +146,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _interpolate(value: Any, environ: Mapping[str, str], source: str, path: str) -> Any:
+    if path.count(".") > _MAX_DEPTH:
+        raise ConfigError(f"nested deeper than {_MAX_DEPTH} levels", source=source)
     if isinstance(value, dict):
         return {
             k: _interpolate(v, environ, source, f"{path}.{k}" if path else str(k))
@@ -176,14 +182,21 @@ def _environment(
             continue
         path = name.removeprefix(prefix).lower().split("__")
         source = f"environment variable {name}"
+        if _SERVICE_LINK.search(name) or environ[name].startswith("tcp://"):
+            raise ConfigError(
+                "looks like a service link that Kubernetes made, not like a setting; "
+                "set `enableServiceLinks: false` in the pod, or rename the Service",
+                source=source,
+            )
         kind = _type_at(cls, path)
         text = environ[name]
         value: Any = text
         if not _is_text(kind):
             try:
                 value = yaml.safe_load(text)
-            except yaml.YAMLError:
-                raise ConfigError(f"not a YAML value: {text!r}", source=source) from None
+            except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, RecursionError):
+                shown = "" if _holds_secret(kind) else f": {text!r}"
+                raise ConfigError(f"not a YAML value{shown}", source=source) from None
         layers.append((source, _nest({".".join(path): value})))
     return layers
 
@@ -318,8 +331,9 @@ def _in_words(message: str, found: object, kind: object) -> str:
     text = re.sub(
         r"^(\w+ )?Object missing required field (\S+)$", r"the setting \2 is required", text
     )
-    if found is not _ABSENT and not isinstance(found, dict | list) and text.startswith("expected"):
-        text = re.sub(r", got .*$", "", text) + f", got {found!r}"
+    shown = found is not _ABSENT and not isinstance(found, dict | list) and not _holds_secret(kind)
+    if shown and text.startswith("expected"):
+        text = re.sub(r", got .*$", "", text) + f", got {mask_password(repr(found))}"
     return text
 
 
@@ -342,11 +356,19 @@ def _plain(value: Any, *, secret: bool = False) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
-    return _without_password(value) if isinstance(value, str) else value
+    return mask_password(value) if isinstance(value, str) else value
 
 
-def _without_password(text: str) -> str:
-    return re.sub(r"(?<=://)([^/@:\s]*):[^/@\s]+@", rf"\1:{MASK}@", text)
+def _holds_secret(kind: Any) -> bool:
+    """Whether a value of this type is, or has in it, something that is never printed."""
+    if kind is None:
+        return False
+    if _is_secret(kind):
+        return True
+    inner = _strip(kind)
+    if _is_struct(inner):
+        return any(_holds_secret(field) for field in _fields(inner).values())
+    return any(_holds_secret(a) for a in typing.get_args(inner) if a is not Ellipsis)
 
 
 def _is_secret(kind: Any) -> bool:

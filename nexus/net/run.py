@@ -66,6 +66,8 @@ def load_service_settings(
     settings = load(
         spec.settings, service=spec.name, file=file, environ=os.environ, flags=flags or {}
     )
+    if settings.port and settings.port == settings.admin_port and spec.listens:
+        raise ConfigError(f"the same as port ({settings.port})", path="admin_port")
     spec.validate(settings)
     return settings
 
@@ -88,7 +90,9 @@ def _parser(spec: ServiceSpec[Any, Any]) -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings, YAML")
     parser.add_argument("--host", dest="host", help="address to listen on")
     parser.add_argument("--port", dest="port", type=int, metavar="N", help="port to listen on")
-    parser.add_argument("--admin-port", dest="admin_port", type=int, metavar="N")
+    parser.add_argument(
+        "--admin-port", dest="admin_port", type=int, metavar="N", help="health, metrics"
+    )
     parser.add_argument("--workers", dest="workers", type=int, metavar="N", help="processes")
     parser.add_argument(
         "--log-level", dest="log.level", choices=("debug", "info", "warning", "error")

@@ -39,8 +39,8 @@ class WorkerContext(Generic[S, T]):
     """What one worker process is given.
 
     ``listener`` is this slot's own listening socket (bound and listening, non-blocking;
-    ``SO_REUSEPORT`` with the other slots'), or ``None`` for a service that serves only its admin
-    listener. ``admin_listener`` is one socket that all workers accept on. ``shared`` is what
+    ``SO_REUSEPORT`` with the other slots'; serve a ``dup()`` of it), or ``None`` for a service
+    that serves only its admin listener. ``admin_listener`` is one socket that all workers accept on. ``shared`` is what
     :attr:`ServiceSpec.make_shared` returned before the fork: maps of shared memory.
     """
 

@@ -6,14 +6,15 @@ import mmap
 import struct
 from typing import Final
 
-__all__ = ["DRAINING", "READY", "STARTING", "WorkerStates"]
+__all__ = ["DRAINING", "FAILING", "READY", "STARTING", "WorkerStates"]
 
 STARTING: Final = "starting"
 READY: Final = "ready"
 DRAINING: Final = "draining"
+FAILING: Final = "failing"
 
-_NAMES: Final = ("dead", STARTING, READY, DRAINING)
-_SLOT: Final = struct.Struct("=II")  # state, pid: written together, 8 bytes aligned
+_NAMES: Final = ("dead", STARTING, READY, DRAINING, FAILING)
+_SLOT: Final = struct.Struct("=II")  # state, pid
 
 
 class WorkerStates:
@@ -36,6 +37,9 @@ class WorkerStates:
         return table
 
     def serving(self) -> bool:
-        """Whether new traffic should be sent here: somebody is ready and nobody drains."""
+        """Whether new traffic should be sent here: somebody is ready and nobody drains.
+
+        One worker that fails does not take the others out of rotation.
+        """
         states = [state for _, state, _ in self.all()]
         return READY in states and DRAINING not in states

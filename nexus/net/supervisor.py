@@ -33,7 +33,7 @@ from nexus.net.listeners import bind_group, format_address
 from nexus.net.service import ServiceSpec, WorkerContext
 from nexus.net.settings import ServiceSettings
 from nexus.net.states import READY, STARTING, WorkerStates
-from nexus.net.worker import CONTROL_BYTES, run_worker
+from nexus.net.worker import CONTROL_BYTES, FLUSH_LIMIT_SECONDS, run_worker
 from nexus.observability import logs
 from nexus.observability.registry import Registry
 
@@ -47,6 +47,9 @@ S = TypeVar("S", bound=ServiceSettings)
 _RESTART_BASE: Final = 0.25
 _RESTART_CAP: Final = 10.0
 _RESTART_FORGET: Final = 60.0
+
+#: Seconds in which readiness is looked for often.
+_QUICK_START: Final = 3.0
 
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 
@@ -108,6 +111,7 @@ class Supervisor(Generic[S]):
             _Slot(i, listeners[i] if listeners else None) for i in range(settings.workers)
         ]
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._started = time.monotonic()
         try:
             for slot in self._slots:
                 self._fork(slot)
@@ -128,19 +132,22 @@ class Supervisor(Generic[S]):
             now = time.monotonic()
             if self._stopping_since:
                 settings = self._settings
-                limit = settings.drain_grace_seconds + settings.drain_seconds + 5
+                limit = (
+                    settings.drain_grace_seconds + settings.drain_seconds + FLUSH_LIMIT_SECONDS + 2
+                )
                 if now - self._stopping_since > limit:
                     log.warning("workers did not drain in time and are ended")
                     return
                 continue
             for slot in self._slots:
                 if not slot.pid and now >= slot.restart_at:
-                    self._fork(slot)
+                    self._refork(slot)
 
     def _patience(self) -> float:
         """Seconds until something is due without a signal."""
         if not self._announced:
-            return 0.02
+            # Ready within a second, usually; a worker that waits for Kafka may take for ever.
+            return 0.02 if time.monotonic() - self._started < _QUICK_START else 0.5
         return 0.2 if self._stopping_since or any(not s.pid for s in self._slots) else 5.0
 
     def _on_signal(self, number: int) -> None:
@@ -155,6 +162,11 @@ class Supervisor(Generic[S]):
     def _stop(self) -> None:
         log.info("stopping", extra={"service": self._spec.name})
         self._stopping_since = time.monotonic()
+        # Only the workers hold the sockets from here on: when they stop accepting, the kernel
+        # refuses new connections instead of queueing them for nobody.
+        for slot in self._slots:
+            if slot.listener is not None:
+                slot.listener.close()
         self._send(signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:
@@ -216,6 +228,19 @@ class Supervisor(Generic[S]):
             slot.control.close()
         slot.pid, slot.control = pid, ours
         slot.started, slot.was_ready = time.monotonic(), False
+
+    def _refork(self, slot: _Slot) -> None:
+        """Replace a dead worker; what keeps us from it now may have passed in a moment."""
+        try:
+            self._fork(slot)
+        except OSError as error:
+            slot.restart_at = time.monotonic() + _RESTART_CAP
+            log.error(  # noqa: TRY400
+                "worker %d cannot be replaced (%s), trying again in %.0f s",
+                slot.index,
+                error.strerror,
+                _RESTART_CAP,
+            )
 
     def _in_worker(self, slot: _Slot, control: socket.socket) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -283,11 +308,16 @@ class Supervisor(Generic[S]):
         except ConfigError as error:
             log.error("configuration not reloaded, keeping the last good one: %s", error)  # noqa: TRY400
             return
+        except Exception:
+            # A reload must never end the service, whatever it stumbles over.
+            log.exception("configuration not reloaded, keeping the last good one")
+            return
         kept = {name: getattr(self._settings, name) for name in _FIXED}
         changed = [name for name in _FIXED if getattr(fresh, name) != kept[name]]
         if changed:
             log.warning("a reload cannot change %s: restart for that", ", ".join(changed))
         self._settings = msgspec.structs.replace(fresh, **kept)
+        logs.configure(self._settings.log.level, self._settings.log.format, self._spec.name)
         message = msgspec.msgpack.encode(self._settings)
         for slot in self._slots:
             if slot.pid and slot.control is not None:

@@ -15,16 +15,20 @@ import uvloop
 
 from nexus.errors import NexusError
 from nexus.net.service import ServiceApp, ServiceSpec, WorkerContext
-from nexus.net.states import DRAINING, READY, STARTING
+from nexus.net.settings import ServiceSettings
+from nexus.net.states import DRAINING, FAILING, READY, STARTING
 from nexus.observability import logs
 from nexus.observability.runtime import RuntimeSampler
 
-__all__ = ["CONTROL_BYTES", "run_worker"]
+__all__ = ["CONTROL_BYTES", "FLUSH_LIMIT_SECONDS", "run_worker"]
 
 log = logging.getLogger("nexus.worker")
 
-#: Largest message on the control socket: the resolved settings as JSON.
+#: Largest message on the control socket: the resolved settings as MessagePack.
 CONTROL_BYTES: Final = 1 << 18
+
+#: Seconds that an app may take beyond ``drain_seconds``, to flush what it holds for others.
+FLUSH_LIMIT_SECONDS: Final = 8.0
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -95,7 +99,7 @@ class _Worker:
         sampler = RuntimeSampler(context.metrics)
         sampler.start()
         await self._stop.wait()
-        context.set_state(DRAINING)
+        context.set_state(FAILING if self._failed else DRAINING)
         reloader.cancel()
         try:
             return await self._drain(app)
@@ -106,9 +110,14 @@ class _Worker:
         settings = self._context.settings
         if not self._failed:
             await asyncio.sleep(settings.drain_grace_seconds)
+            if self._context.listener is not None:
+                # The app serves a copy; with the supervisor's closed too, its end of accepting is
+                # the end of the queue.
+                self._context.listener.close()
+        limit = settings.drain_seconds + FLUSH_LIMIT_SECONDS
         try:
-            # The app keeps the deadline itself; this one is for an app that does not.
-            await asyncio.wait_for(app.drain(settings.drain_seconds), settings.drain_seconds + 3)
+            # The app keeps the deadlines itself; this one is for an app that does not.
+            await asyncio.wait_for(app.drain(settings.drain_seconds), limit)
         except TimeoutError:
             log.warning("open work was cut off", extra={"drain_seconds": settings.drain_seconds})
         except Exception:
@@ -119,15 +128,23 @@ class _Worker:
     async def _reload_forever(self, app: ServiceApp[Any]) -> None:
         while True:
             message = await self._reloads.get()
-            logs.reopen()
             try:
                 settings = msgspec.msgpack.decode(message, type=self._spec.settings)
                 await app.reload(settings)
                 self._context.settings = settings
+                self._configure_logs(settings)
             except NexusError as error:
                 log.error("settings not applied, keeping the last good ones: %s", error)  # noqa: TRY400
             except Exception:
                 log.exception("settings not applied, keeping the last good ones")
+
+    def _configure_logs(self, settings: ServiceSettings) -> None:
+        context = self._context
+        log_settings = settings.log
+        logs.configure(
+            log_settings.level, log_settings.format, context.service, worker=context.index
+        )
+        logs.count_drops(context.metrics)
 
     def _on_control(self) -> None:
         try:

@@ -165,6 +165,26 @@ def test_drain_finishes_open_work(toy):
     assert service.process.wait(10) == 0
 
 
+def test_nobody_is_queued_for_a_service_that_ends(toy):
+    service = toy("--workers", "2", settings="slow_seconds: 2").ready()
+    with socket.create_connection(("127.0.0.1", service.port), 5) as sock:
+        sock.sendall(b"hi\n")
+        time.sleep(0.2)
+        service.process.send_signal(signal.SIGTERM)
+
+        def refused() -> bool:
+            try:
+                socket.create_connection(("127.0.0.1", service.port), 1).close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        wait_until(refused, seconds=1.5, what="a refusal")
+        sock.settimeout(10)
+        assert sock.makefile().readline().endswith("hello\n")
+    assert service.process.wait(10) == 0
+
+
 def test_not_ready_while_the_grace_period_runs(toy):
     service = toy(settings="drain_grace_seconds: 3").ready()
     service.process.send_signal(signal.SIGTERM)
@@ -191,6 +211,7 @@ def test_reload_applies_new_settings_without_a_restart(toy):
         ("greeting: [", "line 1"),
         ("greeting: ''", "the greeting is empty"),
         ("greeting: refused", "this greeting is refused"),
+        ("greeting: 2024-13-45", "not YAML"),
     ],
 )
 def test_a_broken_reload_keeps_the_last_good_settings(toy, text, said):

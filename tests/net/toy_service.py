@@ -36,7 +36,7 @@ class ToyApp:
         if os.environ.get("TOY_FAIL_START"):
             raise NexusError("told to fail")
         assert self._context.listener is not None
-        self._server = await asyncio.start_server(self._serve, sock=self._context.listener)
+        self._server = await asyncio.start_server(self._serve, sock=self._context.listener.dup())
         self._admin: AdminServer = await start_admin(self._context)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

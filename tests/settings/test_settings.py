@@ -101,6 +101,42 @@ def test_an_error_names_the_environment_variable(name, value, message):
     assert str(caught.value) == f"environment variable {name}: {message}"
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["log: {level: 2024-13-45}", "auth: &a {x: *a}", "x: " + "[" * 5000, "port: !!int ''"],
+)
+def test_what_yaml_itself_chokes_on_is_a_config_error(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"gateway\.yaml"):
+        load_text(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "environ"),
+    [
+        ("auth: {clients: [{client_id: a, client_secret: hunt3r}]}", {}),
+        ("auth: {jwt_secret: 987612345}", {}),
+        ("auth: {clients: hunt3r-987612345}", {}),
+        ("redis: {url: 'redi://:hunt3r@h:1'}", {}),
+        ("", {"NEXUS_GATEWAY_AUTH__CLIENTS": '[{client_secret: "hunt3r987612345}]'}),
+        ("", {"NEXUS_GATEWAY_AUTH__CLIENTS": "hunt3r"}),
+    ],
+)
+def test_an_error_never_prints_a_secret(tmp_path, text, environ):
+    with pytest.raises(ConfigError) as caught:
+        load_text(tmp_path, text, environ)
+    assert "hunt3r" not in str(caught.value)
+    assert "987612345" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("NEXUS_GATEWAY_SERVICE_HOST", "10.0.0.1"), ("NEXUS_GATEWAY_PORT", "tcp://10.0.0.1:3000")],
+)
+def test_service_links_of_kubernetes_are_named(name, value):
+    with pytest.raises(ConfigError, match="enableServiceLinks"):
+        load(GatewaySettings, service="gateway", environ={name: value})
+
+
 def test_text_from_the_environment_is_never_read_as_yaml():
     environ = {"NEXUS_GATEWAY_AUTH__JWT_SECRET": "0123456789"}
     settings = load(GatewaySettings, service="gateway", environ=environ)
@@ -119,10 +155,10 @@ def test_variables_in_the_file(tmp_path):
 def test_dump_masks_secrets_and_passwords(tmp_path):
     text = (
         "auth: {jwt_secret: hush-hush, clients: [{client_id: a, client_secret: verysecret}]}\n"
-        "redis: {url: 'redis://user:passw0rd@host:1/2'}"
+        "redis: {url: 'redis://user:p@ssw0rd@host:1/2'}"
     )
     printed = dump(load_text(tmp_path, text))
-    for secret in ("hush-hush", "verysecret", "passw0rd"):
+    for secret in ("hush-hush", "verysecret", "ssw0rd"):
         assert secret not in printed
     assert printed.count(MASK) == 3
     assert "client_id: a" in printed
