@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 import redis
 
-from nexus.cacheproxy.commands import COMMANDS, ONLY_6_2, ONLY_NEWER, Kind, kinds
+from nexus.cacheproxy.commands import (
+    COMMANDS,
+    GROUPS,
+    ONLY_6_2,
+    ONLY_NEWER,
+    Kind,
+    group_of,
+    groups,
+    kinds,
+)
 
 
 def _rows(url: str) -> dict[str, tuple[int, frozenset[str], int, int, int]]:
@@ -59,3 +68,25 @@ def test_every_name_fits_the_scanner() -> None:
     assert table[b"get"] == Kind.SHARED
     assert table[b"client"] == Kind.CONTAINER
     assert table[b"nexus"] == Kind.LOCAL
+
+
+def test_groups_are_those_of_the_server(redis_server: object) -> None:
+    with redis.Redis.from_url(
+        redis_server.url,  # type: ignore[attr-defined]
+        protocol=2,
+        decode_responses=True,
+    ) as direct:
+        if not str(direct.info("server")["redis_version"]).startswith("7.0."):
+            pytest.skip("COMMAND DOCS of Redis 7.0 is the reference")
+        connection = direct.connection_pool.get_connection()
+        connection.send_command("COMMAND", "DOCS")
+        reply: list[Any] = connection.read_response()
+        direct.connection_pool.release(connection)
+    for name, pairs in zip(reply[::2], reply[1::2], strict=True):
+        assert group_of(name) == dict(zip(pairs[::2], pairs[1::2], strict=True))["group"], name
+
+
+def test_every_name_has_a_group() -> None:
+    assert {name for name in COMMANDS if group_of(name) == "other"} == set()
+    assert set(groups()) <= set(kinds())
+    assert len(GROUPS) <= 32  # what the scanner can count

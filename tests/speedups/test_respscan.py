@@ -197,6 +197,33 @@ def test_table(backend: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_groups_and_counts(backend: ModuleType) -> None:
+    table = backend.CommandTable({b"get": 1, b"set": 1, b"multi": 2}, 4, {b"GET": 3, b"set": 31})
+    assert [table.group(n) for n in (b"gEt", b"SET", b"multi", b"none")] == [3, 31, 0, 0]
+    scan = backend.CommandScanner(table, 1 << 20, 65_536)
+    scan.row = 1
+    data = bytearray(encode(b"GET", b"k") * 5 + encode(b"SET", b"k", b"v") + encode(b"MULTI"))
+    # In two pieces, cut within the name of the first: nothing is counted twice.
+    assert scan.scan(data, 0, 10, 1) == MORE
+    assert scan.scan(data, 0, len(data), 1) == COMMAND
+    assert scan.group == 0  # MULTI, which stopped the scan, is not counted
+    expected = [0] * 32
+    expected[3], expected[31] = 5, 1
+    assert table.counts(1) == expected
+    assert table.counts(0) == [0] * 32
+    table.count(1, 3)
+    table.count(0, 0, 7)
+    assert (table.counts(1)[3], table.counts(0)[0]) == (6, 7)
+    for row, group in ((4, 0), (-1, 0), (0, 32), (0, -1)):
+        with pytest.raises(IndexError, match=f"row {row} or group {group} is out of range"):
+            table.count(row, group)
+    with pytest.raises(IndexError, match="row 4 is out of range"):
+        table.counts(4)
+    with pytest.raises(ValueError, match="group 32 of b'a' is not from 0 to 31"):
+        backend.CommandTable({b"a": 1}, 4, {b"a": 32})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_arguments(backend: ModuleType) -> None:
     data = bytearray(b"xx" + encode(b"a", b"", b"\r\n") + b"yy")
     assert backend.arguments(data, 2, len(data) - 2) == [b"a", b"", b"\r\n"]
