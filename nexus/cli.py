@@ -33,6 +33,7 @@ _SERVICES: Final = {
 _OTHERS: Final = {
     "up": "run the whole system on this machine, with demo upstreams",
     "block": "list, add or remove addresses that every gateway refuses",
+    "events": "read the gateway's events, replay them, look at dead letters",
     "check": "validate a configuration file and print it resolved, secrets masked",
 }
 
@@ -74,6 +75,10 @@ def _dispatch(words: list[str]) -> int:
         from nexus.consumer.blockcommand import main as block
 
         return block(rest)
+    if command == "events":
+        from nexus.consumer.eventscommand import main as events
+
+        return events(rest)
     if command == "check":
         return _check(rest)
     if command in _SERVICES:
