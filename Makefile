@@ -62,9 +62,22 @@ bench-peers: build ## beside nginx, HAProxy, Envoy, twemproxy: ARGS=--quick for 
 
 .PHONY: load
 load: build ## locust against a running `make run`, objectives checked at the end
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[load]'
+	@NEXUS_NO_EXTENSIONS=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -e '.[load]'
 	@$(BIN)/locust -f loadtests/gateway.py --config loadtests/gateway.conf $(ARGS)
 	@$(BIN)/locust -f loadtests/cacheproxy.py --config loadtests/cacheproxy.conf $(ARGS)
+
+.PHONY: prove-crossed
+prove-crossed: build ## no crossed reply in a million tagged operations under faults
+	@$(BIN)/python -m proofs.crossed --operations 1000000 --faults --results proofs/results $(ARGS)
+
+.PHONY: prove-idle
+prove-idle: build ## memory of 10 000 idle clients of the cacheproxy
+	@$(BIN)/python -m proofs.idle --results proofs/results $(ARGS)
+
+.PHONY: prove-bigvalue
+prove-bigvalue: build ## peak memory of a 100 MiB value through the cacheproxy
+	@$(BIN)/python -m proofs.bigvalue --results proofs/results $(ARGS)
 
 .PHONY: prove-redis-suite
 prove-redis-suite: build ## Redis's own test suite through the cacheproxy

@@ -18,6 +18,7 @@ REASONS: Final[dict[str, tuple[int, str]]] = {
     "head_timeout": (408, "the request head was not complete within `timeouts.head`"),
     "body_timeout": (408, "the request body stood still for `timeouts.body_idle`"),
     "body_too_slow": (408, "the request body came below the least rate"),
+    "response_too_slow": (0, "the client took the response below the least rate"),
     "body_too_large": (413, "the request body is above `limits.body_bytes`"),
     "too_many_connections": (503, "`limits.connections` of this worker are open"),
     "client_disconnected": (499, "the client closed before the response was complete"),
@@ -44,6 +45,7 @@ REASONS: Final[dict[str, tuple[int, str]]] = {
     "bad_claim": (401, "a claim of the token has the wrong type"),
     # Upstreams
     "no_healthy_upstream": (503, "no upstream is in rotation, or every breaker is open"),
+    "no_upstream_left": (502, "the attempt failed, and no other upstream is left to try"),
     "upstream_queue_full": (503, "`upstream.queue_size` requests wait for a connection already"),
     "queue_timeout": (504, "no upstream connection became free in time"),
     "pool_full": (503, "the pool has neither a connection nor a place in its queue"),

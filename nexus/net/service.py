@@ -40,8 +40,9 @@ class WorkerContext(Generic[S, T]):
 
     ``listener`` is this slot's own listening socket (bound and listening, non-blocking;
     ``SO_REUSEPORT`` with the other slots'; serve a ``dup()`` of it), or ``None`` for a service
-    that serves only its admin listener. ``admin_listener`` is one socket that all workers accept on. ``shared`` is what
-    :attr:`ServiceSpec.make_shared` returned before the fork: maps of shared memory.
+    that serves only its admin listener. ``admin_listener`` is one socket that all workers accept
+    on. ``shared`` is what :attr:`ServiceSpec.make_shared` returned before the fork: maps of
+    shared memory.
     """
 
     index: int

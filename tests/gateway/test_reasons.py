@@ -14,6 +14,7 @@ PACKAGE = Path(nexus.gateway.__file__).parent
 #: Functions that are given a reason, and which of their arguments it is.
 GIVEN = {
     "reject": 1,
+    "_give_up": 1,
     "_refusal": 1,
     "HttpError": 1,
     "cancel": 1,
