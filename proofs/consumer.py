@@ -199,6 +199,8 @@ async def prove(
         "NEXUS_CONSUMER_SPIKE__WINDOW": str(_ROUTE_EVENTS),
         "NEXUS_CONSUMER_SPIKE__MIN_SAMPLES": "10",
         "NEXUS_CONSUMER_LOG__FORMAT": "json",
+        # The least that a broker allows by default: how long a service that has left is missed.
+        "NEXUS_CONSUMER_FLOW__SESSION_TIMEOUT_MS": "6000",
     }
     arguments = ["--kafka", kafka, "--redis", redis_url, "--workers", str(_WORKERS)]
     logs = [directory / "first.log", directory / "second.log"]

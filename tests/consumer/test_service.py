@@ -286,7 +286,13 @@ async def test_the_service_loses_nothing_when_it_is_killed(kafka_broker, redis_s
     marker, group, log = uuid.uuid4().hex[:8], f"g-{uuid.uuid4().hex[:8]}", tmp_path / "log"
     bootstrap = kafka_broker.bootstrap
     total = 3000
-    service = Service(bootstrap, group, log, "--redis", redis_server.url)
+    service = Service(
+        bootstrap,
+        group,
+        log,
+        *("--redis", redis_server.url),
+        NEXUS_CONSUMER_FLOW__INSTANCE_ID=marker,  # its successor need not wait for its session
+    )
     try:
         sending = asyncio.create_task(
             send(bootstrap, "gateway.rate_limit.hit", [hit(marker, i) for i in range(total)])
