@@ -8,7 +8,7 @@ Layers, imports point downwards only (``docs/architecture.md``)::
     3  observability/                           metrics, traces, logs, health
     2  policy/                                  pure decisions; `now` is an argument
     1  wire/                                    bytes ↔ values; no I/O, no clock
-    0  errors, clock, settings, _speedups/
+    0  errors, clock, redact, settings, _speedups/
 """
 
 from nexus._version import __version__

@@ -17,6 +17,7 @@ LAYERS = {
     "_version": 0,
     "errors": 0,
     "clock": 0,
+    "redact": 0,
     "settings": 0,
     "_speedups": 0,
     "wire": 1,

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from nexus.demo.process import Child, ChildSpec, NotReady
 from nexus.errors import NexusError
+from nexus.redact import mask_password
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -91,8 +92,7 @@ async def check_redis(url: str) -> str:
     try:
         info = await client.info("server")
     except (RedisError, OSError, ValueError) as error:
-        shown = url.rpartition("@")[2] if "@" in url else url
-        raise EmbeddedError(f"Redis at {shown} does not answer: {error}") from None
+        raise EmbeddedError(f"Redis at {mask_password(url)} does not answer: {error}") from None
     finally:
         await client.aclose()
     return str(info["redis_version"])

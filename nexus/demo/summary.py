@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nexus import __version__
 from nexus._speedups import BACKEND, MISSING
+from nexus.redact import mask_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,7 +60,7 @@ def _what_runs(facts: Facts) -> Iterator[str]:
         ("cacheproxy", facts.proxy, metrics("cacheproxy")),
         ("consumer", "group nexus-consumer-group", metrics("consumer")),
         ("upstreams", upstreams, f"first answer came from {facts.answered_by}"),
-        ("Redis", _without_password(facts.redis), redis),
+        ("Redis", mask_password(facts.redis), redis),
         ("Kafka", facts.kafka, kafka),
     ]
     if facts.otlp:
@@ -106,8 +107,3 @@ def _try(facts: Facts) -> Iterator[str]:
 def _step(what: str, command: str) -> Iterator[str]:
     yield f"  {what}"
     yield f"    {command}"
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"

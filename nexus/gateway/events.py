@@ -12,6 +12,9 @@ from typing import Final, Protocol
 
 from nexus import clock
 from nexus.observability.record import RequestRecord
+from nexus.observability.redaction import redact_target, redact_url, wire_text
+from nexus.observability.stamp import Stamps
+from nexus.observability.tracecontext import format_traceparent
 from nexus.wire import events
 
 __all__ = ["SOURCE", "EventSink"]
@@ -39,8 +42,7 @@ class EventSink:
         self._source: Final = SOURCE.encode()
         self._prefix: Final = secrets.token_hex(8)
         self._count = 0
-        self._second = -1
-        self._stamp = ""
+        self._stamps: Final = Stamps()
 
     def consume(self, records: Sequence[RequestRecord]) -> None:
         """Emit the events of one batch of finished requests."""
@@ -52,13 +54,13 @@ class EventSink:
 
     def circuit_opened(self, upstream: str, method: str, url: str) -> None:
         """A breaker of this worker tripped open; call once, on the transition."""
-        stamp, event_id = self._instant(clock.wall_ms()), self._next_id()
+        stamp, event_id = self._stamps.iso(clock.wall_ms() * 1_000_000), self._next_id()
         event = events.CircuitOpened(
             emitted_at=stamp,
             id=event_id,
             upstream=upstream,
             method=method,
-            url=url[: events.MAX_URL_CHARACTERS],
+            url=redact_url(url[: events.MAX_URL_CHARACTERS])[: events.MAX_URL_CHARACTERS],
         )
         self._send(events.CIRCUIT_OPENED, event, None, b"")
 
@@ -66,8 +68,8 @@ class EventSink:
         event = events.RequestCompleted(
             emitted_at=self._ended(record),
             id=self._next_id(),
-            method=_text(record.method),
-            url=_text(record.target),
+            method=wire_text(record.method, events.MAX_URL_CHARACTERS) or "-",
+            url=redact_target(record.target, events.MAX_URL_CHARACTERS) or "-",
             route=record.route,
             status_code=record.status,
             latency_ms=record.duration_ns // 1000 / 1000,
@@ -83,8 +85,8 @@ class EventSink:
             emitted_at=self._ended(record),
             id=self._next_id(),
             ip=record.ip,
-            method=_text(record.method),
-            url=_text(record.target),
+            method=wire_text(record.method, events.MAX_URL_CHARACTERS) or "-",
+            url=redact_target(record.target, events.MAX_URL_CHARACTERS) or "-",
         )
         # All hits of one address in one partition: whoever counts them sees all of them.
         self._send(events.RATE_LIMIT_HIT, event, record.ip.encode(), _traceparent(record))
@@ -100,24 +102,10 @@ class EventSink:
         return f"{self._prefix}-{self._count:08x}"
 
     def _ended(self, record: RequestRecord) -> str:
-        return self._instant((record.started_ns + record.duration_ns) // 1_000_000)
-
-    def _instant(self, unix_ms: int) -> str:
-        """:func:`nexus.clock.iso_utc`, with the second kept: a batch falls into one or two."""
-        second, rest = divmod(unix_ms, 1000)
-        if second != self._second:
-            self._second = second
-            self._stamp = clock.iso_utc(second * 1000)[:-4]
-        return f"{self._stamp}{rest:03d}Z"
-
-
-def _text(value: bytes) -> str:
-    # Wire bytes are read as Latin-1, which cannot fail and loses nothing (RFC 9110 §5.5).
-    return value[: events.MAX_URL_CHARACTERS].decode("latin-1") or "-"
+        return self._stamps.iso(record.started_ns + record.duration_ns)
 
 
 def _traceparent(record: RequestRecord) -> bytes:
     if not record.trace_id or not record.span_id:
         return b""
-    flags = "01" if record.sampled else "00"
-    return f"00-{record.trace_id}-{record.span_id}-{flags}".encode()
+    return format_traceparent(record.trace_id, record.span_id, record.sampled)

@@ -12,7 +12,7 @@ import msgspec
 from nexus.errors import ConfigError
 from nexus.observability.linewriter import LineWriter
 from nexus.observability.record import RequestRecord
-from nexus.observability.redaction import redact_text, redact_url
+from nexus.observability.redaction import redact_target, redact_text, wire_text
 from nexus.observability.registry import LocalMetrics
 from nexus.observability.stamp import Stamps
 
@@ -104,8 +104,8 @@ class AccessLog:
         self._writer.reopen()
 
     def _line(self, record: RequestRecord) -> bytes:
-        method = _text(record.method, 32)
-        target = redact_url(_text(record.target, MAX_TARGET_CHARS))
+        method = wire_text(record.method, 32)
+        target = redact_target(record.target, MAX_TARGET_CHARS)
         line = AccessLine(
             timestamp=self._stamps.iso(record.started_ns),
             level="error" if record.status >= 500 else "info",
@@ -142,15 +142,11 @@ class AccessLog:
 @lru_cache(maxsize=1024)
 def _agent(wire: bytes) -> str:
     """A User-Agent as it is shown; remembered, for most requests come from few programs."""
-    return redact_text(_text(wire, MAX_AGENT_CHARS))
+    return redact_text(wire_text(wire, MAX_AGENT_CHARS))
 
 
 def _foreign_id(wire: bytes) -> str:
-    return redact_text(_text(wire, 256)) if wire else ""
-
-
-def _text(wire: bytes, limit: int) -> str:
-    return wire[:limit].decode("utf-8", "backslashreplace") if wire else ""
+    return redact_text(wire_text(wire, 256)) if wire else ""
 
 
 def _ms(nanoseconds: int) -> float:

@@ -25,7 +25,7 @@ from nexus.observability.otlpwire import (
     text,
 )
 from nexus.observability.record import RequestRecord
-from nexus.observability.redaction import redact_text, redact_url
+from nexus.observability.redaction import redact_target, redact_text, wire_text
 from nexus.observability.tracecontext import new_span_id, new_trace_id
 
 __all__ = ["SpanEncoder", "span_count"]
@@ -96,7 +96,7 @@ class SpanEncoder:
         )
 
     def _server_attributes(self, record: RequestRecord, error: bool) -> _Attributes:
-        target = redact_url(_cut(record.target))
+        target = redact_target(record.target, _MAX_URL_CHARS)
         scheme = record.scheme.decode("latin-1")
         out: _Attributes = []
         if self._old:
@@ -121,7 +121,11 @@ class SpanEncoder:
             if query:
                 out.append(text("url.query", query))
             _add(out, "server.address", record.host.decode("latin-1"))
-            _add(out, "user_agent.original", redact_text(_cut(record.user_agent)))
+            _add(
+                out,
+                "user_agent.original",
+                redact_text(wire_text(record.user_agent, _MAX_URL_CHARS)),
+            )
             if error:
                 out.append(recurring("error.type", str(record.status or "aborted")))
         _add(out, "http.route", record.route)
@@ -154,7 +158,7 @@ class SpanEncoder:
 
     def _client_attributes(self, record: RequestRecord, error: bool) -> _Attributes:
         host, port = self._peer(record.upstream)
-        target = redact_url(_cut(record.upstream_target or record.target))
+        target = redact_target(record.upstream_target or record.target, _MAX_URL_CHARS)
         url = record.upstream.rstrip("/") + target if target.startswith("/") else record.upstream
         out = [recurring("peer.service", f"{host}:{port}")]
         if self._old:
@@ -209,7 +213,3 @@ def _attribute(key: str, value: str | int) -> KeyValue:
 def _add(out: _Attributes, key: str, value: str) -> None:
     if value:
         out.append(recurring(key, value))
-
-
-def _cut(wire: bytes) -> str:
-    return wire[:_MAX_URL_CHARS].decode("utf-8", "backslashreplace")

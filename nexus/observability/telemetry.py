@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from nexus.observability.record import RequestRecord
-from nexus.observability.redaction import redact_url
+from nexus.observability.redaction import redact_target, wire_text
 from nexus.observability.stamp import Stamps
 
 __all__ = ["Telemetry", "TelemetryMemory"]
@@ -92,8 +92,8 @@ class Telemetry:
 def _entry(record: RequestRecord, timestamp: str) -> dict[str, Any]:
     return {
         "timestamp": timestamp,
-        "method": record.method[:32].decode("latin-1"),
-        "url": redact_url(record.target[:_MAX_TARGET].decode("latin-1")),
+        "method": wire_text(record.method, 32),
+        "url": redact_target(record.target, _MAX_TARGET),
         "statusCode": record.status,
         "latencyMs": round(record.duration_ns / 1e6, 3),
         "ip": record.ip,

@@ -73,6 +73,24 @@ def test_a_valid_correlation_id_is_the_key_and_any_other_is_not():
     assert keys == [b"order-7", None, None]
 
 
+SECRETS = (
+    b"/cb?access_token=SECRET123&page=2",
+    b"/a?sig=SECRET123",
+    b"/t/eyJhbGciOiJIUzI1NiJ9.SECRET123.x",
+)
+
+
+def test_no_event_carries_a_credential():
+    for target in SECRETS:
+        for fields in ({"proxied": True}, {"reason": "rate_limited", "status": 429}):
+            [(_, event, _, _)] = consume(record(target=target, **fields))
+            assert "SECRET123" not in event.url
+            assert "********" in event.url
+        collected = Collected()
+        EventSink(collected, 0).circuit_opened("http://127.0.0.1:3001", "GET", target.decode())
+        assert "SECRET123" not in collected.all[0][1].url
+
+
 def test_an_opened_circuit_is_reported_at_once():
     collected = Collected()
     EventSink(collected, 0).circuit_opened("http://127.0.0.1:3001", "GET", "/api/x")
@@ -92,7 +110,7 @@ def test_whatever_came_over_the_wire_fits_the_schema():
         record(proxied=True, target=b"/\xff" + b"x" * 9000, method=b"", trace_id="", client_id="")
     )
     assert len(event.url) == events.MAX_URL_CHARACTERS
-    assert event.url.startswith("/\xff")
+    assert event.url.startswith("/\\xffxx")  # as in the access log
     assert event.client_id is None
 
 

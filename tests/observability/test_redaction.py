@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.observability.redaction import (
     redact_fields,
+    redact_target,
     redact_text,
     redact_url,
     secret_key,
+    wire_text,
 )
+from nexus.redact import mask_password
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJjbGllbnRfaWQiOiJzaG9wIn0.c2lnbmF0dXJlLWJ5dGVz"
 
@@ -117,6 +122,65 @@ def test_a_structure_without_end_is_cut():
 def test_urls():
     assert redact_url("/a/b") == "/a/b"
     assert redact_url("/a?token=x") == "/a?token=********"
+    assert redact_url(f"/verify/{JWT}/now") == "/verify/********/now"
+    assert redact_url(f"/verify/{JWT[:40]}") == "/verify/********"  # cut off by a limit
+    assert redact_url(f"/a?next=Bearer%20{JWT}&b=1") == "/a?next=Bearer%20********&b=1"
+    assert redact_url("http://u:p@ss@h/a") == "http://u:********@h/a"
+
+
+@pytest.mark.parametrize(
+    "name", ["sig", "pwd", "key", "code", "X-Amz-Signature", "subscription-key", "jwt", "user_pass"]
+)
+def test_short_names_of_secrets_in_a_query(name):
+    assert redact_url(f"/a?b=1&{name}=s3c,r3t&c=2") == f"/a?b=1&{name}=********&c=2"
+    assert redact_url(f"/a?{name}=s3cr3t") == f"/a?{name}=********"
+
+
+@pytest.mark.parametrize(
+    "target", ["/a?page=2&sort=-price", "/a?zip_code=1&country=de", "/code=5/pin=4", "/key?x", "*"]
+)
+def test_ordinary_targets_are_left_alone(target):
+    assert redact_url(target) == target
+
+
+@pytest.mark.parametrize(
+    "word", ["token", "eyJ", "key", "://u:", "eyJ-", "passw=", "?key", "-secret"]
+)
+def test_a_hostile_target_costs_no_more_than_its_length(word):
+    """20 000 characters; what grows with the square would take seconds here."""
+    text = "/?" + word * (20_000 // len(word))
+    started = time.process_time()
+    redact_url(text)
+    redact_text(text)
+    assert time.process_time() - started < 1.0
+
+
+def test_bytes_of_a_target_are_shown_in_one_way():
+    assert wire_text("/é".encode() + b"\xff", 10) == "/é\\xff"
+    assert wire_text(b"\xff" * 10, 10) == "\\xff\\xff\\x"
+    assert redact_target(b"/?key=\xff&a=1", 14) == "/?key=********"
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("redis://u:p@ss@h:6379/0", "redis://u:********@h:6379/0"),
+        ("redis://:p@h", "redis://:********@h"),
+        ("redis://u:p:q@h", "redis://u:********@h"),
+        ("redis://u:p/s@h", "redis://u:********@h"),
+        ("redis://u:p#s@h", "redis://u:********@h"),
+        ("redis://u:p?s@h/0", "redis://u:********@h/0"),
+        ("http://u:pw@h/a@b", "http://u:********@h/a@b"),
+        ("http://h:80/a@b", "http://h:80/a@b"),
+        ("http://[::1]:80/a@b", "http://[::1]:80/a@b"),
+        ("http://u@h/", "http://u@h/"),
+        ("no url: a@b", "no url: a@b"),
+        ("a redis://u:p@ss@h, b redis://v:q@h", "a redis://u:********@h, b redis://v:********@h"),
+    ],
+)
+def test_the_password_of_a_url(url, masked):
+    assert mask_password(url) == masked
+    assert redact_text(url) == masked
 
 
 @given(st.text(max_size=200))

@@ -147,7 +147,7 @@ def test_a_named_redis_that_is_down_is_refused(start):
         port = sock.getsockname()[1]
     up = start(standins=True, NEXUS_REDIS_URL=f"redis://:hush@127.0.0.1:{port}")
     assert up.ends() == 1
-    assert f"Redis at 127.0.0.1:{port} does not answer" in up.output
+    assert f"Redis at redis://:********@127.0.0.1:{port} does not answer" in up.output
     assert "hush" not in up.output
 
 
