@@ -3,7 +3,8 @@
 After each response a connection lives for a random moment more, often none, and is then ended from
 this side: half of the time by FIN, half by RST, never announced by ``Connection: close``. This is
 what an upstream with a shorter keep-alive timeout than its proxy does, made frequent. It never
-hangs up in the middle of a response, and a request that it has read is always answered.
+hangs up in the middle of a response, a request that it has read is always answered, and a new
+connection has some time for its first request: otherwise it would refuse service, not idleness.
 
 Prints its port, then serves until its standard input ends.
 """
@@ -27,6 +28,8 @@ _AT_ONCE: Final = 0.05
 _IN_A_MOMENT: Final = 0.15
 _MOMENT_SECONDS: Final = 0.004
 _REST_SECONDS: Final = 0.4
+#: A connection without a request is idle after that.
+_FIRST_SECONDS: Final = 1.0
 #: SO_LINGER on, zero seconds: close sends RST.
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -39,7 +42,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        self._rest(_REST_SECONDS)
+        self._end = asyncio.get_running_loop().call_later(_FIRST_SECONDS, self._close)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

@@ -12,6 +12,7 @@ cdef class Pool(PoolPort):
     cdef Wheel _wheel
     cdef list _idle
     cdef object _waiting
+    cdef object _waiting_new
     cdef set _tasks
     cdef set _open
     cdef bint _closed

@@ -8,6 +8,7 @@ one that is released or made. Connections are made by tasks of their own, never 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ class Pool(PoolPort):
         self._wheel = wheel
         self._idle: list[UpstreamConnection] = []
         self._waiting: deque[ResponseSink] = deque()
+        #: Those that take none but a new connection; served before the others.
+        self._waiting_new: deque[ResponseSink] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[UpstreamConnection] = set()
         self._closed = False
@@ -56,7 +59,7 @@ class Pool(PoolPort):
     def __repr__(self) -> str:
         return (
             f"<Pool {self.url} open={len(self._open)} idle={len(self._idle)} "
-            f"connecting={len(self._tasks)} waiting={len(self._waiting)}>"
+            f"connecting={len(self._tasks)} waiting={self.waiting}>"
         )
 
     @property
@@ -72,7 +75,7 @@ class Pool(PoolPort):
     @property
     def waiting(self) -> int:
         """Requests that wait for a connection."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._waiting_new)
 
     def acquire(self, sink: ResponseSink) -> UpstreamConnection | None:
         """An idle connection, or ``None`` and later ``on_connected`` or ``on_connect_failed``.
@@ -95,22 +98,28 @@ class Pool(PoolPort):
         return None
 
     def acquire_new(self, sink: ResponseSink) -> None:
-        """As :meth:`acquire`, before all others and never a connection that has been at rest."""
-        self._waiting.appendleft(sink)
+        """As :meth:`acquire`, but a connection that has carried no request; before all others."""
+        self._waiting_new.append(sink)
         self._grow()
 
     def cancel(self, sink: ResponseSink) -> None:
         """``sink`` waits no longer."""
-        try:
-            self._waiting.remove(sink)
-        except ValueError:
-            return
+        for waiting in (self._waiting, self._waiting_new):
+            with contextlib.suppress(ValueError):
+                waiting.remove(sink)
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """A connection whose exchange is over and that can be used again."""
         connection.rest(self._wheel.now)
-        if self._waiting:
-            self._waiting.popleft().on_connected(connection)
+        waiting = self._waiting
+        if self._waiting_new:
+            if connection.requests == 0:
+                waiting = self._waiting_new
+            elif len(self._open) + len(self._tasks) >= self._max:
+                connection.discard()  # its place is wanted for a new one
+                return
+        if waiting:
+            waiting.popleft().on_connected(connection)
         elif self._closed:
             connection.discard()
         else:
@@ -122,7 +131,7 @@ class Pool(PoolPort):
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        if self._waiting:
+        if self.waiting:
             self._grow()
 
     def close(self) -> None:
@@ -140,7 +149,7 @@ class Pool(PoolPort):
             connection.discard()
 
     def _grow(self) -> None:
-        if len(self._tasks) < len(self._waiting) and len(self._open) + len(self._tasks) < self._max:
+        if len(self._tasks) < self.waiting and len(self._open) + len(self._tasks) < self._max:
             task = asyncio.get_running_loop().create_task(self._connect())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -169,15 +178,20 @@ class Pool(PoolPort):
         except OSError:
             self._failed("connect_refused")
         else:
+            if connection.lost:
+                # Accepted and closed before we were told of it: nobody may wait for a response.
+                self._failed("connect_refused")
+                return
             self._open.add(connection)
             self._leave_tasks()
             self.give_back(connection)
 
     def _failed(self, reason: str) -> None:
         # One attempt failed, so one waiter hears of it; the others have attempts of their own.
-        if self._waiting:
-            self._waiting.popleft().on_connect_failed(reason)
-        if len(self._waiting) > len(self._tasks) - 1 and not self._closed:
+        waiting = self._waiting_new or self._waiting
+        if waiting:
+            waiting.popleft().on_connect_failed(reason)
+        if self.waiting > len(self._tasks) - 1 and not self._closed:
             self._leave_tasks()
             self._grow()
 

@@ -64,6 +64,11 @@ class UpstreamConnection(Timed):
         self.idle_since = 0
         self._reading = True
 
+    @property
+    def lost(self) -> bool:
+        """Whether the connection has ended."""
+        return bool(self._mode == _CLOSED)
+
     # ---------------------------------------------------------------------------- for the sink
 
     def begin(self, sink: ResponseSink, data: bytes, bodiless: bool) -> None:
