@@ -18,9 +18,13 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools._distutils.ccompiler import new_compiler
+from setuptools._distutils.sysconfig import customize_compiler
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
@@ -63,12 +67,31 @@ def types_changed() -> bool:
     return bool(generated and types) and max(types) > min(generated)
 
 
+def can_compile() -> bool:
+    """Whether a C compiler and Python's headers are at hand: by compiling two lines."""
+    compiler = new_compiler()
+    customize_compiler(compiler)
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory, "probe.c")
+        source.write_text("#include <Python.h>\nint probe(void) { return 0; }\n")
+        try:
+            compiler.compile(
+                [str(source)], output_dir=directory, include_dirs=[sysconfig.get_path("include")]
+            )
+        except Exception:  # distutils' and setuptools' compilers raise families of their own
+            return False
+    return True
+
+
 def extensions() -> list[Extension]:
     if NO_EXTENSIONS:
         say("NEXUS_NO_EXTENSIONS is set: pure-Python kernels")
         return []
+    if not REQUIRE_EXTENSIONS and not can_compile():
+        say("no C compiler or no Python headers: falling back to pure Python, which is slower")
+        return []
     from Cython.Build import cythonize
-    from Cython.Compiler.Errors import CompileError
+    from Cython.Compiler.Errors import CompileError as TranslationError
 
     # Without -g0 the debug information is most of the file and a third of the build's time.
     compile_args = ["-O3", "-g0", "-fno-plt", "-Wno-unused-function", "-Wno-unreachable-code"]
@@ -99,7 +122,7 @@ def extensions() -> list[Extension]:
                 "linetrace": TRACE,
             },
         )
-    except CompileError:
+    except TranslationError:
         if REQUIRE_EXTENSIONS:
             raise
         say("Cython could not translate the kernels: falling back to pure Python")
@@ -128,7 +151,7 @@ class OptionalBuildExt(build_ext):
         for extension in self.extensions:
             Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
         self.extensions = []
-        say(f"no usable C compiler ({error}): falling back to pure Python, which is slower")
+        say(f"a kernel did not compile ({error}): falling back to pure Python, which is slower")
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuildExt})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nexus import __version__
-from nexus._speedups import BACKEND, MISSING
+from nexus._speedups import BACKEND, COMPILED_MODULES, MISSING
 from nexus.errors import BackendError, ConfigError, ListenError
 from nexus.net.service import ServiceSpec
 from nexus.net.settings import ServiceSettings
@@ -75,7 +75,7 @@ def load_service_settings(
 def version_line() -> str:
     """``nexus 0.1.0 (compiled kernels, Python 3.11.7)``."""
     python = ".".join(str(part) for part in sys.version_info[:3])
-    why = f"; not built: {', '.join(MISSING)}" if MISSING else ""
+    why = f"; {len(MISSING)} of {len(COMPILED_MODULES)} not compiled" if MISSING else ""
     return f"nexus {__version__} ({BACKEND} kernels, Python {python}{why})"
 
 
