@@ -138,7 +138,7 @@ cdef class Exchange(ResponseSink):
     cdef object _let_go_of_upstream(self)
     cpdef object break_off(self, str reason)
     cpdef object cancel(self, int status, str reason)
-    cpdef object block_client(self)
+    cpdef object block_client(self, bint watched)
     cpdef object unblock_client(self)
     cpdef object close_upstream_writing(self)
     cdef object _finish(self, bint keep)

@@ -591,8 +591,9 @@ class Exchange(ResponseSink):
         )
         if body:
             data += self._frame(body)
-        self._send(data)
+        # Before the write, which may find that the client takes no more.
         self.core.wheel.schedule(self, self.core.wheel.now + self.core.stream_idle_ns)
+        self._send(data)
 
     def _frame(self, data: bytes) -> bytes:
         if self.wraps and not self._prefix_sent:
@@ -609,8 +610,8 @@ class Exchange(ResponseSink):
             return
         out = self._frame(data) if data else b""
         if not complete:
-            self._send(out)
             self.core.wheel.schedule(self, self.core.wheel.now + self.core.stream_idle_ns)
+            self._send(out)
             return
         if self._prefix_sent:
             tail = suffix(self.request_id, self.stamp)
@@ -876,14 +877,21 @@ class Exchange(ResponseSink):
         self._finish_record()
         self._state = _DONE
 
-    def block_client(self) -> None:
-        """The client takes no more bytes: read no more from the upstream."""
+    def block_client(self, watched: bool) -> None:
+        """The client takes no more bytes: read no more from the upstream.
+
+        ``watched``: the session keeps the time, for it is not the upstream that is silent.
+        """
         if self.connection is not None:
             self.connection.pause_reading()
+            if watched and self._state == _STREAMING:
+                self.deadline = 0
 
     def unblock_client(self) -> None:
         if self.connection is not None:
             self.connection.resume_reading()
+            if self._state == _STREAMING:
+                self.core.wheel.schedule(self, self.core.wheel.now + self.core.stream_idle_ns)
 
     def close_upstream_writing(self) -> None:
         """End of the client's side of a tunnel."""

@@ -34,6 +34,8 @@ cdef class Session(ClientPort):
     cdef bint _blocked
     cdef long long _lingered
     cdef long long _body_started
+    cdef long long _unsent
+    cdef long long _window
     cdef long long _last_read
     cdef long long _served
 
@@ -52,3 +54,7 @@ cdef class Session(ClientPort):
     cpdef object close_when_idle(self)
     cpdef object abort(self)
     cdef object _check_body(self, long long now)
+    cdef object _close(self)
+    cdef object _watch_sending(self, long long now, long long window)
+    @cython.locals(taken=cython.longlong)
+    cdef object _check_sending(self, long long now)

@@ -41,10 +41,17 @@ MAX_AHEAD: Final = 65_536
 #: not lost to a reset (RFC 9112 §9.6; nginx lingers 5 s between reads).
 LINGER_NS: Final = 2_000_000_000
 MAX_LINGER: Final = 1_048_576
+#: Draining: how long a connection that has not asked anything yet may take for its first request.
+FIRST_REQUEST_NS: Final = 1_000_000_000
 #: Least rate of a request body, bytes per second, and when it is first asked for, nanoseconds
 #: (Kestrel: 240 bytes/s after 5 s).
 MIN_BODY_RATE: Final = 240
 RATE_GRACE_NS: Final = 10_000_000_000
+#: How often a client that does not read as fast as we write is asked for the same rate: as nginx's
+#: send_timeout, so that somebody may pause for a while.
+SEND_WINDOW_NS: Final = 60_000_000_000
+#: The same for what is left when we close: there is nothing to pause for any more.
+CLOSE_WINDOW_NS: Final = 5_000_000_000
 
 
 class Session(ClientPort):
@@ -73,6 +80,8 @@ class Session(ClientPort):
         self._paused_ahead = False
         self._lingered = 0
         self._body_started = 0
+        self._unsent = 0
+        self._window = 0
         self._last_read = 0
         self._served = 0
         self._blocked = False
@@ -91,7 +100,11 @@ class Session(ClientPort):
         core = self.core
         core.connections += 1
         self._sessions.add(self)
-        self.phases.identify(self.exchange, transport.get_extra_info("peername"))
+        try:
+            self.phases.identify(self.exchange, transport.get_extra_info("peername"))
+        except Exception:
+            self.break_off()  # nobody will read from it
+            raise
         if core.connections > core.max_connections:
             self._keep = False
             self.exchange.begin_refused()
@@ -133,10 +146,16 @@ class Session(ClientPort):
 
     def pause_writing(self) -> None:
         self._blocked = True
-        self.exchange.block_client()
+        watched = self._state == _WAITING
+        self.exchange.block_client(watched)
+        if watched:
+            window = min(SEND_WINDOW_NS, self.core.stream_idle_ns)
+            self._watch_sending(self.core.wheel.now, window)
 
     def resume_writing(self) -> None:
         self._blocked = False
+        if self._state == _WAITING:
+            self.deadline = 0
         self.exchange.unblock_client()
 
     # --------------------------------------------------------------------------------- reading
@@ -292,8 +311,7 @@ class Session(ClientPort):
         self._unpause_ahead()
 
     def tunnel_ended(self) -> None:
-        self._state = _CLOSED
-        self.transport.close()
+        self._close()
 
     def break_off(self) -> None:
         """Close at once: what is still queued must not look like an orderly end."""
@@ -321,8 +339,7 @@ class Session(ClientPort):
         self._state = _READING
         self._head_begun = False
         if core.draining:
-            self._state = _CLOSED
-            self.transport.close()
+            self._close()
             return
         core.wheel.schedule(self, core.wheel.now + core.keep_alive_ns)
         self._unpause_ahead()
@@ -343,8 +360,7 @@ class Session(ClientPort):
         ahead = self._pending is not None
         self._pending = None
         if (self._request_done and not ahead) or self._state == _LINGERING:
-            self._state = _CLOSED
-            self.transport.close()
+            self._close()
             return
         # The client is still sending: a close now would reset the connection under our reply.
         self._state = _LINGERING
@@ -357,9 +373,33 @@ class Session(ClientPort):
 
     def close_when_idle(self) -> None:
         """Draining: an idle connection is closed, a busy one after its response."""
-        if self._state == _READING and self._pending is None and not self._busy:
-            self._state = _CLOSED
-            self.transport.close()
+        if self._state != _READING or self._pending is not None or self._busy:
+            return
+        if self._served:
+            self._close()
+        else:  # just accepted: its first request may be in the socket already
+            self.core.wheel.schedule(self, self.core.wheel.now + FIRST_REQUEST_NS)
+
+    def _close(self) -> None:
+        """Close behind what is still to be sent, as long as the client takes it."""
+        self._state = _CLOSED
+        self.transport.close()
+        self._watch_sending(self.core.wheel.now, CLOSE_WINDOW_NS)
+
+    def _watch_sending(self, now: int, window: int) -> None:
+        """Demand the least rate of what waits for the client from now on."""
+        self._unsent = self.transport.get_write_buffer_size()
+        self._window = window
+        self.core.wheel.schedule(self, now + window)
+
+    def _check_sending(self, now: int) -> None:
+        taken = self._unsent - self.transport.get_write_buffer_size()
+        if taken >= MIN_BODY_RATE * (self._window // 1_000_000_000):
+            self._watch_sending(now, self._window)
+        elif self._state == _CLOSED:
+            self.transport.abort()
+        else:
+            self.exchange.break_off("response_too_slow")
 
     def abort(self) -> None:
         """The drain's time is over."""
@@ -370,8 +410,7 @@ class Session(ClientPort):
         state = self._state
         if state == _READING:
             if self._pending is None:
-                self._state = _CLOSED
-                self.transport.close()
+                self._close()
             else:
                 self._refuse(
                     HttpError(408, "head_timeout", "The request head did not arrive in time.")
@@ -379,8 +418,9 @@ class Session(ClientPort):
         elif state == _BODY:
             self._check_body(now)
         elif state == _LINGERING:
-            self._state = _CLOSED
-            self.transport.close()
+            self._close()
+        elif state == _CLOSED or (state == _WAITING and self._blocked):
+            self._check_sending(now)
 
     def _check_body(self, now: int) -> None:
         core = self.core

@@ -57,6 +57,8 @@ BREAKER_SLOTS: Final = 256
 BUCKETS_PER_SET: Final = 8
 #: Seconds that the sinks get to write what they hold when a worker ends.
 FLUSH_SECONDS: Final = 3.0
+#: Seconds between the end of serving and the end of accepting.
+_LAST_ACCEPTS_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class Gateway:
         self._server: asyncio.Server | None = None
         self._admin: AdminServer | None = None
         self._producer: EventProducer | None = None
+        self._access_log: AccessLog | None = None
         self._tasks: Final[list[asyncio.Task[None]]] = []
         self._ticker: asyncio.TimerHandle | None = None
         self._connections: Final = context.metrics.gauge("nexus_http_connections")
@@ -166,6 +169,7 @@ class Gateway:
         validate(settings)
         services = ServicesFile(settings.services_file)
         entries = services.read()
+        await self._reload_recorder(settings)
         self._apply(settings)
         self._upstreams.configure(settings)
         self._services = services
@@ -177,6 +181,9 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._core.draining = True
         if self._server is not None:
+            # Turns of the loop in which the server accepts all that the queue holds: whoever got
+            # this far gets an answer.
+            await asyncio.sleep(_LAST_ACCEPTS_SECONDS)
             self._server.close()
         for session in tuple(self._sessions):
             session.close_when_idle()
@@ -235,20 +242,44 @@ class Gateway:
         sinks: list[Sink] = []
         if self._telemetry is not None:
             sinks.append(self._telemetry)
+        access_log: AccessLog | None = None
         if settings.access_log.enabled:
-            sinks.append(AccessLog(settings.access_log.path, metrics, worker=index))
+            access_log = AccessLog(settings.access_log.path, metrics, worker=index)
+            sinks.append(access_log)
         if settings.tracing.enabled:
             sinks.append(SpanSink(settings.tracing, metrics, worker=index))
+        producer: EventProducer | None = None
+        events: EventSink | None = None
         if settings.kafka.enabled:
-            self._producer = EventProducer(settings.kafka, metrics, SOURCE, index)
-            await self._producer.start()
-            events = EventSink(self._producer, index)
-            self._core.events = events
+            producer = EventProducer(settings.kafka, metrics, SOURCE, index)
+            await producer.start()
+            events = EventSink(producer, index)
             sinks.append(events)
+        recorder: Recorder | None = None
         if sinks:
             recorder = Recorder(sinks, metrics=metrics)
             await recorder.start()
-            self._core.recorder = recorder
+        # No await from here on: a record goes to the old ones or to the new ones.
+        self._access_log, self._producer = access_log, producer
+        self._core.events, self._core.recorder = events, recorder
+
+    async def _reload_recorder(self, settings: GatewaySettings) -> None:
+        """New sinks where their settings changed; the old ones write what they hold and end."""
+        old = self._context.settings
+        if (old.access_log, old.tracing, old.kafka) == (
+            settings.access_log,
+            settings.tracing,
+            settings.kafka,
+        ):
+            if self._access_log is not None:
+                self._access_log.reopen()  # log rotation
+            return
+        recorder, producer = self._core.recorder, self._producer
+        await self._start_recorder(settings)
+        if recorder is not None:
+            await recorder.stop(FLUSH_SECONDS)
+        if producer is not None:
+            await producer.stop(FLUSH_SECONDS)
 
     # ------------------------------------------------------------------------------ background
 
@@ -307,5 +338,8 @@ SPEC: Final[ServiceSpec[GatewaySettings, Shared]] = ServiceSpec(
     make_shared=make_shared,
     make_app=_make,
     flags={"--services": ("services_file", "list of upstreams, JSON")},
+    max_series=lambda settings: {
+        "nexus_rate_limit_hits_total": settings.metrics.max_address_labels
+    },
     validate=validate,
 )

@@ -18,7 +18,7 @@ from nexus.policy.breaker import Breaker, BreakerConfig, BreakerTable
 
 if TYPE_CHECKING:
     from nexus.gateway._wheel_py import Wheel
-    from nexus.gateway.settings import BreakerSettings, GatewaySettings
+    from nexus.gateway.settings import GatewaySettings
     from nexus.observability.registry import LocalMetrics
 
 __all__ = ["Upstreams"]
@@ -28,11 +28,18 @@ log = logging.getLogger("nexus.gateway.upstreams")
 _STATE_NUMBERS: Final = {"closed": 0, "open": 1, "half-open": 2}
 
 
-def _breaker_config(settings: BreakerSettings) -> BreakerConfig:
+#: Beyond connect and response head, before another worker may think a trial's owner dead.
+_TRIAL_MARGIN_MS: Final = 1000
+
+
+def _breaker_config(gateway: GatewaySettings) -> BreakerConfig:
+    settings = gateway.breaker
+    connect_ms = int(gateway.timeouts.connect * 1000)
     return BreakerConfig(
         error_threshold_percentage=settings.error_threshold_percentage,
         reset_timeout_ms=settings.reset_timeout_ms,
         volume_threshold=settings.volume_threshold,
+        trial_timeout_ms=connect_ms + settings.timeout_ms + _TRIAL_MARGIN_MS,
         enabled=settings.enabled,
     )
 
@@ -95,9 +102,7 @@ class Upstreams:
         server = Server(entry.url, entry.weight)
         settings = self._settings
         server.extra = Pool(entry.url, self._wheel, settings.upstream, settings.timeouts)
-        server.breaker = self._table.breaker(
-            entry.url, self._worker, _breaker_config(settings.breaker)
-        )
+        server.breaker = self._table.breaker(entry.url, self._worker, _breaker_config(settings))
         log.info("upstream joins", extra={"upstream": entry.url, "weight": entry.weight})
         return server
 
@@ -107,8 +112,8 @@ class Upstreams:
             self.balancer = make_balancer(settings.balancer.algorithm, self._rng)
             self.balancer.update(list(self._servers.values()))
         self._settings = settings
-        config = _breaker_config(settings.breaker)
-        for server in self._servers.values():
+        config = _breaker_config(settings)
+        for server in (*self._servers.values(), *self._leaving):
             cast("Pool", server.extra).configure(settings.upstream, settings.timeouts)
             cast("Breaker", server.breaker).config = config
 

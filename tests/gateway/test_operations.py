@@ -1,0 +1,127 @@
+"""What an operator does to a running gateway, and clients that take no answers."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway_process import GatewayProcess
+from gateway_upstream import Upstream
+
+Start = Callable[..., GatewayProcess]
+
+
+def hang_up(gateway: GatewayProcess) -> None:
+    gateway.process.send_signal(signal.SIGHUP)
+
+
+def paths_in(*files: Path) -> list[str]:
+    return [
+        json.loads(line)["target"]
+        for file in files
+        if file.exists()
+        for line in file.read_text().splitlines()
+    ]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 5) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_rotated_log_and_a_new_path_of_it_lose_no_line(
+    start_gateway: Start, upstream_a: Upstream, tmp_path: Path
+) -> None:
+    first, rotated, second = (tmp_path / name for name in ("a.log", "a.log.1", "b.log"))
+    gateway = start_gateway([upstream_a.url], access_log={"enabled": True, "path": str(first)})
+    sent = []
+
+    def ask_until_lines_are_in(log: Path) -> None:
+        def asked() -> bool:
+            sent.append(f"/api/json?n={len(sent)}")
+            return gateway.request(sent[-1]).status == 200 and bool(paths_in(log))
+
+        assert wait_for(asked)
+
+    ask_until_lines_are_in(first)
+    first.rename(rotated)
+    hang_up(gateway)
+    ask_until_lines_are_in(first)
+    gateway.write_config(gateway.config | {"access_log": {"enabled": True, "path": str(second)}})
+    hang_up(gateway)
+    ask_until_lines_are_in(second)
+
+    def logged() -> list[str]:
+        return [path for path in paths_in(rotated, first, second) if path.startswith("/api/json")]
+
+    assert wait_for(lambda: len(logged()) >= len(sent))
+    assert logged() == sent
+
+
+def test_addresses_become_labels_up_to_the_configured_number(
+    start_gateway: Start, upstream_a: Upstream
+) -> None:
+    gateway = start_gateway(
+        [upstream_a.url],
+        rate_limit={"enabled": True, "capacity": 1, "refill_per_second": 0.01},
+        metrics={"max_address_labels": 0},
+    )
+    statuses = [gateway.request("/api/json").status for _ in range(3)]
+    assert statuses == [200, 429, 429]
+    assert 'nexus_rate_limit_hits_total{ip="other"} 2' in gateway.metrics()
+
+
+def test_whoever_was_accepted_before_the_drain_is_still_answered(
+    start_gateway: Start, upstream_a: Upstream
+) -> None:
+    gateway = start_gateway([upstream_a.url], drain_grace_seconds=0)
+    client = gateway.client()
+    gateway.process.terminate()
+    time.sleep(0.3)
+    client.send(b"GET /api/json HTTP/1.1\r\nHost: a\r\n\r\n")
+    response = client.read()
+    assert (response.status, response.value("connection")) == (200, "close")
+    client.close()
+    assert gateway.process.wait(5) == 0
+
+
+def test_a_client_that_takes_no_answer_is_cut_off(
+    start_gateway: Start, upstream_a: Upstream
+) -> None:
+    gateway = start_gateway(
+        [upstream_a.url],
+        envelope={"enabled": False},
+        timeouts={"stream_idle": 1, "keep_alive": 1, "head": 1},
+    )
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", gateway.port))
+        sock.sendall(b"GET /api/big/50000000 HTTP/1.1\r\nHost: a\r\n\r\n")
+        slow = 'nexus_rejections_total{reason="response_too_slow"} 1'
+        assert wait_for(lambda: slow in gateway.metrics())
+
+
+def test_a_slow_but_steady_reader_gets_everything(
+    start_gateway: Start, upstream_a: Upstream
+) -> None:
+    gateway = start_gateway(
+        [upstream_a.url], timeouts={"stream_idle": 0.5, "keep_alive": 1, "head": 1}
+    )
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        sock.connect(("127.0.0.1", gateway.port))
+        sock.settimeout(5)
+        sock.sendall(b"GET /api/big/3000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        received = 0
+        while data := sock.recv(262_144):
+            received += len(data)
+            time.sleep(0.02)
+    assert received > 3_000_000
