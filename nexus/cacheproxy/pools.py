@@ -38,6 +38,8 @@ RECONNECT_BASE: Final = 0.05
 RECONNECT_CAP: Final = 0.5
 #: Idle dedicated links kept per (user, protocol); above, they are closed when they come back.
 WARM_LIMIT: Final = 64
+#: Warm links that are looked at for one that needs no replay.
+_LOOK_AT: Final = 8
 #: Seconds after which an unused link is closed.
 IDLE_SECONDS: Final = 60
 #: Answers a command that needs a dedicated connection when there may be no more of them.
@@ -417,11 +419,19 @@ class Pools:
 
 
 def _fitting(stack: list[Link], session: Session) -> int:
-    """Index of the link to take: the last used that is in the session's db, else the last used."""
-    for index in range(len(stack) - 1, max(-1, len(stack) - 9), -1):
-        if stack[index].info.db == session.db:
+    """Index of the link to take: the last used that needs the least replay.
+
+    A name is left alone where another link will do: people look for it in CLIENT LIST.
+    """
+    best, least = len(stack) - 1, 4
+    for index in range(len(stack) - 1, max(-1, len(stack) - _LOOK_AT - 1), -1):
+        state: LinkState = stack[index].info
+        replay = 2 * (state.db != session.db) + (state.name != session.name)
+        if replay == 0:
             return index
-    return len(stack) - 1
+        if replay < least:
+            best, least = index, replay
+    return best
 
 
 class Selected(Receiver):

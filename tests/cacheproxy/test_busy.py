@@ -149,7 +149,7 @@ def test_wait_counts_a_real_replica(
     proxy_factory: Start, redis_factory: Callable[..., object]
 ) -> None:
     primary = redis_factory("--repl-diskless-sync-delay", "0")
-    replica = redis_factory("--replicaof", f"{primary.host} {primary.port}")  # type: ignore[attr-defined]
+    replica = redis_factory("--replicaof", primary.host, str(primary.port))  # type: ignore[attr-defined]
     proxy = proxy_factory(primary.url)  # type: ignore[attr-defined]
     with proxy.raw() as raw:
         assert eventually(lambda: b"state=online" in raw.ask("INFO", "replication"), 15)
@@ -166,7 +166,7 @@ def test_wait_sees_that_a_stopped_replica_has_nothing(
     proxy_factory: Start, redis_factory: Callable[..., object]
 ) -> None:
     primary = redis_factory("--repl-diskless-sync-delay", "0")
-    replica = redis_factory("--replicaof", f"{primary.host} {primary.port}")  # type: ignore[attr-defined]
+    replica = redis_factory("--replicaof", primary.host, str(primary.port))  # type: ignore[attr-defined]
     proxy = proxy_factory(primary.url)  # type: ignore[attr-defined]
     with proxy.raw() as raw:
         assert eventually(lambda: b"state=online" in raw.ask("INFO", "replication"), 15)

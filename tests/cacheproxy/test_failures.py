@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 import subprocess
@@ -255,23 +256,32 @@ def test_idle_clients_are_closed_blocked_ones_are_not(
         assert subscribed.silent()
 
 
+_SPIN = """
+local function now() local t = redis.call('TIME') return t[1] + t[2] / 1000000 end
+local began = now()
+while now() < began + 0.5 do end
+return 1
+"""
+
+
 def test_drain_delivers_outstanding_replies(
     proxy_factory: Start, redis_factory: Callable[..., object]
 ) -> None:
-    server = redis_factory("--enable-debug-command", "yes")
+    server = redis_factory()
     proxy = proxy_factory(server.url)  # type: ignore[attr-defined]
     with proxy.raw() as raw, proxy.raw() as sleeper, proxy.raw() as blocked:
         assert raw.ask("SET", "a", 1) == b"+OK\r\n"
         blocked.send("BLPOP", "never", 0)
         assert blocked.silent()
-        sleeper.send("DEBUG", "SLEEP", "0.5")
+        # Half a second of work; DEBUG SLEEP would need a setting that 6.2 does not have.
+        sleeper.send("EVAL", _SPIN, 0)
         time.sleep(0.1)
         raw.write(encode("INCR", "a") * 3)
         time.sleep(0.1)
         proxy.process.send_signal(signal.SIGTERM)
         assert raw.replies(3) == [b":2\r\n", b":3\r\n", b":4\r\n"]
         assert raw.rest() == b""
-        assert sleeper.reply() == b"+OK\r\n"
+        assert sleeper.reply() == b":1\r\n"
         assert blocked.rest() == b""
         assert proxy.stop(5) == 0
 
@@ -390,7 +400,7 @@ def test_a_server_without_exec_never_queues_other_clients(
         # The second MULTI is on its way before the first EXEC is answered: it must not be believed.
         raw.write((encode("MULTI") + encode("INCR", "n") + encode("EXEC")) * 2)
         assert raw.replies(2) == [b"+OK\r\n", b"+QUEUED\r\n"]
-        assert raw.reply().startswith(b"-ERR unknown command 'EXEC'")
+        assert re.match(b"-ERR unknown command ['`]EXEC['`]", raw.reply())
         assert raw.replies(3) == [LOST] * 3
         answers = {other.ask("GET", "a") for _ in range(50)}
         assert answers <= {b"$1\r\n1\r\n", LOST}

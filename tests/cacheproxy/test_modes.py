@@ -203,8 +203,9 @@ def test_client_id_stays_and_is_real(proxy: Proxy, redis_server: object) -> None
 
 def test_unknown_command_is_answered_by_redis_and_unpins(proxy: Proxy) -> None:
     with proxy.raw() as raw:
-        assert raw.ask("NOSUCH", "x") == (
-            b"-ERR unknown command 'NOSUCH', with args beginning with: 'x' \r\n"
+        assert raw.ask("NOSUCH", "x") in (
+            b"-ERR unknown command 'NOSUCH', with args beginning with: 'x' \r\n",
+            b"-ERR unknown command `NOSUCH`, with args beginning with: `x`, \r\n",  # Redis 6.2
         )
         assert raw.ask("CLIENT", "NOSUCH").startswith(b"-ERR")
         assert raw.ask("PING") == b"+PONG\r\n"
