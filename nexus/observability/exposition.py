@@ -1,24 +1,31 @@
-"""The scrape: shared memory → Prometheus' text format, through prometheus-client.
+"""The scrape: shared memory → Prometheus' text format, version 0.0.4.
 
 Whichever worker is scraped answers for all of them: the sums are taken over every block. The series
 of a gauge or counter that is told apart by worker get a label ``worker``.
+
+A scrape runs on the loop that serves requests, so what never changes about a line, all but its
+number, is made once and kept (as many lines as series, which are bounded). The format's authority
+stays prometheus-client: :class:`SharedMemoryCollector` gives it the same numbers, and a test
+compares the two byte by byte.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
-from typing import Final
+from operator import add
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
-from prometheus_client import CollectorRegistry
 from prometheus_client import Metric as Family
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
 )
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from nexus.observability.catalogue import CATALOGUE, Metric
 from nexus.observability.registry import Registry, Series
@@ -27,7 +34,56 @@ __all__ = ["CONTENT_TYPE", "SharedMemoryCollector", "render"]
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
-_Totals = dict[tuple[str, ...], list[float]]
+_as_go: Final[Any] = floatToGoString  # has no types
+
+_Key = tuple[str, ...]
+_Totals = dict[_Key, list[float]]
+
+#: Below this prometheus-client writes a positive number as Python does; above, with an exponent.
+_PLAIN_BELOW: Final = 1e6
+
+
+class _Lines:
+    """The lines of one registry's series without their numbers."""
+
+    def __init__(self) -> None:
+        self._heads: Final = {name: _head(metric) for name, metric in CATALOGUE.items()}
+        self._starts: Final[dict[str, dict[_Key, list[str]]]] = {name: {} for name in CATALOGUE}
+
+    def render(self, totals: dict[str, _Totals]) -> bytes:
+        out: list[str] = []
+        for name, metric in CATALOGUE.items():
+            if name not in totals:
+                continue
+            out.append(self._heads[name])
+            kept = self._starts[name]
+            histogram = metric.kind == "histogram"
+            for key, numbers in totals[name].items():
+                starts = kept.get(key)
+                if starts is None:
+                    starts = kept[key] = _starts(metric, key)
+                if histogram:
+                    *counts, total = numbers
+                    values = list(accumulate(counts))
+                    values += (values[-1], total)
+                    for start, value in zip(starts, values, strict=True):
+                        text = repr(value) if 0.0 <= value < _PLAIN_BELOW else _number(value)
+                        out.append(f"{start}{text}\n")
+                else:
+                    out.append(f"{starts[0]}{_number(numbers[0])}\n")
+        return "".join(out).encode()
+
+
+#: A registry's lines live as long as the registry.
+_kept: Final[WeakKeyDictionary[Registry, _Lines]] = WeakKeyDictionary()
+
+
+def render(registry: Registry) -> bytes:
+    """Everything counted so far, over all workers."""
+    lines = _kept.get(registry)
+    if lines is None:
+        lines = _kept[registry] = _Lines()
+    return lines.render(_sums(registry))
 
 
 class SharedMemoryCollector(Collector):
@@ -37,20 +93,24 @@ class SharedMemoryCollector(Collector):
         self._registry: Final = registry
 
     def collect(self) -> Iterator[Family]:
-        by_metric: dict[str, _Totals] = {}
-        for worker, series, numbers in self._registry.read():
-            totals = by_metric.setdefault(series.metric.name, {})
-            _add(totals, worker, series, numbers)
+        totals = _sums(self._registry)
         for name, metric in CATALOGUE.items():
-            if name in by_metric:
-                yield _family(metric, by_metric[name])
+            if name in totals:
+                yield _family(metric, totals[name])
 
 
-def render(registry: Registry) -> bytes:
-    """Everything counted so far, over all workers, as Prometheus' text format (version 0.0.4)."""
-    collectors = CollectorRegistry(auto_describe=False)
-    collectors.register(SharedMemoryCollector(registry))
-    return generate_latest(collectors)
+# -- sums over workers ----------------------------------------------------------------------------
+
+
+def _sums(registry: Registry) -> dict[str, _Totals]:
+    """Metric name → label values → numbers, over all workers."""
+    by_metric: dict[str, _Totals] = {}
+    for worker, series, numbers in registry.read():
+        totals = by_metric.get(series.metric.name)
+        if totals is None:
+            totals = by_metric[series.metric.name] = {}
+        _add(totals, worker, series, numbers)
+    return by_metric
 
 
 def _add(totals: _Totals, worker: str, series: Series, numbers: list[float]) -> None:
@@ -65,39 +125,71 @@ def _add(totals: _Totals, worker: str, series: Series, numbers: list[float]) -> 
     elif aggregation == "last":
         totals[key] = max(before, numbers, key=_stamp)
     else:
-        totals[key] = [a + b for a, b in zip(before, numbers, strict=True)]
+        totals[key] = list(map(add, before, numbers))
 
 
 def _stamp(numbers: list[float]) -> float:
     return numbers[1]
 
 
+def _labels(metric: Metric) -> tuple[str, ...]:
+    return (*metric.labels, "worker") if metric.aggregation == "worker" else metric.labels
+
+
+def _bounds(metric: Metric) -> list[str]:
+    """``1.0`` → ``1.0``: the form that prometheus-client itself gives to ``le``."""
+    return [*(repr(float(bound)) for bound in metric.buckets), "+Inf"]
+
+
+# -- lines ----------------------------------------------------------------------------------------
+
+
+def _number(value: float) -> str:
+    return repr(value) if 0.0 <= value < _PLAIN_BELOW else _as_go(value)
+
+
+def _head(metric: Metric) -> str:
+    text = metric.help.replace("\\", r"\\").replace("\n", r"\n")
+    return f"# HELP {metric.name} {text}\n# TYPE {metric.name} {metric.kind}\n"
+
+
+def _starts(metric: Metric, key: _Key) -> list[str]:
+    """Every line of one series up to its number, in the order of its numbers."""
+    labels = list(zip(_labels(metric), key, strict=True))
+    if metric.kind != "histogram":
+        return [_start(metric.name, labels)]
+    buckets = [
+        _start(f"{metric.name}_bucket", [*labels, ("le", bound)]) for bound in _bounds(metric)
+    ]
+    return [*buckets, _start(f"{metric.name}_count", labels), _start(f"{metric.name}_sum", labels)]
+
+
+def _start(name: str, labels: Iterable[tuple[str, str]]) -> str:
+    pairs = ",".join(f'{label}="{_escaped(value)}"' for label, value in sorted(labels))
+    return f"{name}{{{pairs}}} " if pairs else f"{name} "
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+# -- the reference --------------------------------------------------------------------------------
+
+
 def _family(metric: Metric, totals: _Totals) -> Family:
-    labels = (*metric.labels, "worker") if metric.aggregation == "worker" else metric.labels
+    labels = _labels(metric)
     if metric.kind == "histogram":
         histogram = HistogramMetricFamily(metric.name, metric.help, labels=labels)
-        bounds = [*(_bound(b) for b in metric.buckets), "+Inf"]
         for values, numbers in totals.items():
             counts = accumulate(numbers[:-1])
-            buckets = list(zip(bounds, counts, strict=True))
+            buckets = list(zip(_bounds(metric), counts, strict=True))
             histogram.add_metric(values, buckets, sum_value=numbers[-1])
         return histogram
-    return _plain(metric, labels, totals.items())
-
-
-def _plain(
-    metric: Metric, labels: Iterable[str], totals: Iterable[tuple[tuple[str, ...], list[float]]]
-) -> Family:
     made: CounterMetricFamily | GaugeMetricFamily
     if metric.kind == "counter":
-        made = CounterMetricFamily(metric.name, metric.help, labels=tuple(labels))
+        made = CounterMetricFamily(metric.name, metric.help, labels=labels)
     else:
-        made = GaugeMetricFamily(metric.name, metric.help, labels=tuple(labels))
-    for values, numbers in totals:
+        made = GaugeMetricFamily(metric.name, metric.help, labels=labels)
+    for values, numbers in totals.items():
         made.add_metric(values, numbers[0])
     return made
-
-
-def _bound(value: float) -> str:
-    """``1.0`` → ``1.0``: the form that prometheus-client itself gives to ``le``."""
-    return repr(float(value))

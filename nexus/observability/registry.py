@@ -336,4 +336,6 @@ class Registry:
             slots = block.slots
             for series in block.series:
                 first = series.first_slot
-                yield worker, series, list(slots[first : first + _width(series.metric)])
+                numbers = slots[first : first + _width(series.metric)]
+                # typeshed knows no views of doubles here
+                yield worker, series, numbers.tolist()  # type: ignore[misc]
