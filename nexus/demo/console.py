@@ -27,7 +27,8 @@ _PALETTE: Final = tuple(f"\x1b[{code}m" for code in (36, 32, 35, 34, 33, 96, 92,
 #: Longest line shown; more is cut, because a line may carry a whole payload.
 MAX_LINE: Final = 2000
 
-#: Fields of a log line that say nothing beside the prefix; ``error`` is shown below the line.
+#: Fields of a log line that say nothing beside the prefix; an ``error`` with its stack
+#: is shown below the line, any other at its end.
 _OMITTED: Final = frozenset(
     {"timestamp", "level", "logger", "message", "service", "worker", "pid"}
     | {"trace_id", "span_id", "error"}
@@ -65,6 +66,7 @@ def readable(line: str) -> str:
     if isinstance(error, dict):
         words.append(f"{error.get('type')}: {error.get('message')}")
         return "\n".join([" ".join(words), str(error.get("stack", "")).rstrip()]).rstrip()
+    words += _pairs(record, ["error"])
     return " ".join(words)
 
 

@@ -115,6 +115,8 @@ def _port_names() -> list[str]:
 def _reject_shared_ports(settings: UpSettings) -> None:
     users: dict[int, str] = {}
     for name in _port_names():
+        if name == "redis_port" and settings.redis_url:
+            continue  # no Redis is started
         port = getattr(settings, name)
         if port and port in users:
             raise ConfigError(f"{port} is also {users[port]}; each needs its own", path=name)

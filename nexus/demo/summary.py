@@ -32,6 +32,7 @@ class Facts:
     otlp: str
     made_jwt_secret: bool
     client_id: str
+    #: Of this run; ``""`` where the user set one, which is then theirs to know.
     client_secret: str
     token: str
     answered_by: str
@@ -45,7 +46,7 @@ def summary(facts: Facts) -> list[str]:
 
 def _what_runs(facts: Facts) -> Iterator[str]:
     ports = facts.ports
-    why = f"; not built: {', '.join(MISSING)}" if MISSING else ""
+    why = ", not compiled" if MISSING else ""
     yield f"Nexus {__version__} is up, every path answered ({BACKEND} kernels{why}):"
     yield ""
 
@@ -78,7 +79,9 @@ def _what_runs(facts: Facts) -> Iterator[str]:
 def _try(facts: Facts) -> Iterator[str]:
     bearer = f"-H 'Authorization: Bearer {facts.token}'"
     api = f"{facts.gateway}/api/products"
-    body = f'{{"client_id": "{facts.client_id}", "client_secret": "{facts.client_secret}"}}'
+    # The user's own secret comes out of the shell's environment, not out of what we print.
+    secret = facts.client_secret or "'\"$NEXUS_CLIENT_SECRET\"'"
+    body = f'{{"client_id": "{facts.client_id}", "client_secret": "{secret}"}}'
     port = facts.ports["cacheproxy_port"]
     upstream = f"http://127.0.0.1:{facts.ports['upstream_a_port']}"
     yield from _step("a request through the gateway", f"curl -s {bearer} {api}")

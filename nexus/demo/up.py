@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import io
 import os
 import secrets
 import signal
@@ -68,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"nexus up: {error}", file=sys.stderr)
         return MISUSED
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that is no UTF-8 shows what it cannot as an escape; it is no reason to stop.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     console = Console(sys.stdout, colour=wants_colour(sys.stdout))
     state = Path(settings.state_dir).resolve()
     try:
@@ -150,7 +155,9 @@ class System:
         self._redis_server = ""
         self._redis_url = settings.redis_url
         self._kafka = settings.kafka
-        self._client_secret = os.environ.get("NEXUS_CLIENT_SECRET") or secrets.token_urlsafe(18)
+        own = os.environ.get("NEXUS_CLIENT_SECRET")
+        self._client_secret = own or secrets.token_urlsafe(18)
+        self._made_client_secret: Final = not own
         own = os.environ.get("NEXUS_JWT_SECRET")
         self._jwt_secret = own or secrets.token_urlsafe(48)
         self._made_jwt_secret: Final = not own
@@ -287,9 +294,7 @@ class System:
         }
         for name, tree in trees.items():
             text = yaml.safe_dump(tree, sort_keys=False)
-            (run / f"{name}.yaml").write_text(f"# Written by `nexus up` at each start.\n{text}")
-            # A Redis URL may hold a password.
-            (run / f"{name}.yaml").chmod(0o600)
+            _write_private(run / f"{name}.yaml", f"# Written by `nexus up` at each start.\n{text}")
 
     # -- the first requests ------------------------------------------------------------------------
 
@@ -316,13 +321,23 @@ class System:
             otlp=self.settings.otlp_endpoint,
             made_jwt_secret=self._made_jwt_secret,
             client_id=CLIENT_ID,
-            client_secret=self._client_secret,
+            client_secret=self._client_secret if self._made_client_secret else "",
             token=token,
             answered_by=server,
             run=self._state / "run",
         )
         for line in summary(facts):
             self.console.say(line, bold=line.startswith("Nexus "))
+
+
+def _write_private(file: Path, text: str) -> None:
+    """Replace ``file`` by one that only its owner may read, at no moment anybody else.
+
+    A Redis URL may hold a password. What is there may be open to others, so it is not reused.
+    """
+    file.unlink(missing_ok=True)
+    file.touch(0o600, exist_ok=False)
+    file.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ class ServicesFile:
         self.failures += 1
         logger.warning(
             "services file is broken, the last good list stays in force",
-            extra={"file": str(self._path), "error": str(error)},
+            extra={"file": str(self._path), "cause": str(error)},
         )
 
     def _load(self) -> bytes:

@@ -35,6 +35,8 @@ class Terminal(io.StringIO):
             },
             "ERROR x E: m\nS",
         ),
+        ({"level": "warning", "message": "m", "error": "why not"}, "WARNING m error='why not'"),
+        ({"level": "warning", "message": "m", "cause": "why not"}, "WARNING m cause='why not'"),
         ({"level": "info", "message": "m", "list": [1, "a"]}, 'm list=[1,"a"]'),
         ({"level": "info", "message": "m", "evil": "\x1b[2J"}, r"m evil='\x1b[2J'"),
     ],

@@ -138,6 +138,12 @@ def test_free_ports_leaves_the_named_ones():
     assert settings.cacheproxy_port == 0
 
 
+def test_the_port_of_a_redis_that_is_not_started_is_free_for_others():
+    argv = ["--redis-url", "redis://h:1", "--gateway-port", "6379"]
+    settings, _ = read_settings(argv, {})
+    assert settings.gateway_port == 6379
+
+
 @pytest.mark.parametrize(
     ("argv", "environ", "message"),
     [
