@@ -79,6 +79,17 @@ prove-idle: build ## memory of 10 000 idle clients of the cacheproxy
 prove-bigvalue: build ## peak memory of a 100 MiB value through the cacheproxy
 	@$(BIN)/python -m proofs.bigvalue --results proofs/results $(ARGS)
 
+.PHONY: prove-keepalive
+prove-keepalive: build ## no 502 in a million requests to an upstream that keeps closing idle connections
+	@$(BIN)/python -m proofs.keepalive --requests 1000000 --results proofs/results $(ARGS)
+
+.PHONY: prove-consumer
+prove-consumer: build ## 100 000 events, 30 SIGKILLs: nothing lost, nothing twice (starts a Kafka)
+	@scripts/kafka-dev start --name prove --port 0 --fresh
+	@NEXUS_TEST_KAFKA=$$(scripts/kafka-dev url --name prove) $(BIN)/python -m proofs.consumer \
+	    --events 100000 --kills 30 --results proofs/results $(ARGS); status=$$?; \
+	    scripts/kafka-dev stop --name prove --purge; exit $$status
+
 .PHONY: prove-redis-suite
 prove-redis-suite: build ## Redis's own test suite through the cacheproxy
 	@scripts/redis-suite proxy $(ARGS)
