@@ -2,7 +2,7 @@
 
 ::
 
-    make_shared (supervisor, once): token buckets, breakers, telemetry in shared memory
+    make_shared (supervisor, once): tables in shared memory (buckets, breakers, telemetry, …)
     Gateway.start: upstreams ─ phases ─ recorder(sinks) ─ listener ─ admin listener
     Gateway.reload: new settings into the same objects; unchanged upstreams keep what they have
     Gateway.drain: stop accepting ─ finish ─ flush sinks ─ close
@@ -15,6 +15,7 @@ import logging
 import mmap
 import random
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic_ns, time_ns
 from typing import Any, Final
@@ -27,7 +28,7 @@ from nexus.gateway.auth import Authenticator, check_settings
 from nexus.gateway.blocklist import BlockList
 from nexus.gateway.clients import Clients
 from nexus.gateway.core import Core
-from nexus.gateway.discovery import ServicesFile
+from nexus.gateway.discovery import ServiceEntry, ServicesFile, ServicesMemory
 from nexus.gateway.endpoints import Endpoints
 from nexus.gateway.events import SOURCE, EventSink
 from nexus.gateway.phases import Phases
@@ -70,14 +71,20 @@ class Shared:
     seed: int
     breakers: BreakerTable
     telemetry: TelemetryMemory | None
+    #: The upstream list in force, for a worker that starts while the file is broken.
+    services: ServicesMemory
 
 
 def make_shared(settings: GatewaySettings) -> Shared:
-    """Map the shared tables."""
+    """Map the shared tables. Raises ``ConfigError`` for a services file that is broken."""
     sets = 1
     while sets * BUCKETS_PER_SET < settings.rate_limit.max_addresses:
         sets *= 2
     entries = settings.telemetry_entries
+    services = ServicesMemory(settings.workers)
+    file = ServicesFile(settings.services_file)
+    file.read()
+    services.write(file.good, monotonic_ns())
     return Shared(
         buckets=BucketTable(mmap.mmap(-1, BucketTable.size(sets)), sets),
         seed=secrets.randbits(63),
@@ -87,6 +94,7 @@ def make_shared(settings: GatewaySettings) -> Shared:
             settings.workers,
         ),
         telemetry=TelemetryMemory(entries, settings.workers) if entries else None,
+        services=services,
     )
 
 
@@ -130,6 +138,7 @@ class Gateway:
         self._access_log: AccessLog | None = None
         self._tasks: Final[list[asyncio.Task[None]]] = []
         self._ticker: asyncio.TimerHandle | None = None
+        self._reloads: Final = context.metrics.counters("nexus_discovery_reloads_total")
         self._connections: Final = context.metrics.gauge("nexus_http_connections")
         self._active: Final = context.metrics.gauge("nexus_http_requests_active")
 
@@ -141,7 +150,8 @@ class Gateway:
         settings = context.settings
         loop = asyncio.get_running_loop()
         self._apply(settings)
-        self._upstreams.apply(self._services.read())
+        self._use(self._services.recover(context.shared.services))
+        self._reloads.labels("broken").inc(self._services.failures)
         self._core.balancer = self._upstreams.balancer
         await self._start_recorder(settings)
         self._tick(loop)
@@ -173,7 +183,7 @@ class Gateway:
         self._apply(settings)
         self._upstreams.configure(settings)
         self._services = services
-        self._upstreams.apply(entries)
+        self._use(entries)
         self._core.balancer = self._upstreams.balancer
 
     async def drain(self, seconds: float) -> None:
@@ -215,7 +225,9 @@ class Gateway:
     def _apply(self, settings: GatewaySettings) -> None:
         """Resolve settings into the objects of the request path."""
         core, phases = self._core, self._phases
-        authenticator = Authenticator(settings.auth) if settings.auth.enabled else None
+        metrics = self._context.metrics if settings.metrics.enabled else None
+        # A new one: tokens of a client that is gone must not be known any more.
+        authenticator = Authenticator(settings.auth, metrics) if settings.auth.enabled else None
         clients = Clients(settings.trusted_proxies)
         limit = settings.rate_limit
         core.apply(settings)
@@ -292,18 +304,22 @@ class Gateway:
     def _is_trusted(self, ip: str) -> bool:
         return bool(self._phases.clients.is_trusted(ip))
 
+    def _use(self, entries: Sequence[ServiceEntry]) -> None:
+        """This is the upstream list now, here and for workers to come."""
+        context = self._context
+        self._upstreams.apply(entries)
+        context.shared.services.write(self._services.good, monotonic_ns(), context.index)
+
     async def _poll_services(self) -> None:
-        results = self._context.metrics.counters("nexus_discovery_reloads_total")
-        failures = self._services.failures
         while True:
             await asyncio.sleep(self._context.settings.services_poll_seconds)
-            entries = self._services.poll()
+            services = self._services  # a reload replaces it
+            failures = services.failures
+            entries = services.poll()
             if entries is not None:
-                self._upstreams.apply(entries)
-                results.labels("applied").inc()
-            elif self._services.failures > failures:
-                failures = self._services.failures
-                results.labels("broken").inc()
+                self._use(entries)
+                self._reloads.labels("applied").inc()
+            self._reloads.labels("broken").inc(services.failures - failures)
 
     async def _report(self) -> None:
         """Gauges, once a second, off the request path."""

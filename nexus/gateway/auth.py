@@ -6,8 +6,10 @@
     Authorization: Bearer JWT  ─► verify ─► client id, or AuthError → 401
 
 A verified token is remembered by its bytes until it expires, so that its signature is computed
-once (RFC 7519, RFC 8725; Bearer: RFC 6750). Secrets are kept only as keyed digests and appear in
-no message, log line or ``repr``.
+once (RFC 7519, RFC 8725; Bearer: RFC 6750). Where clients are configured a token is good only as
+long as its client is one of them: whoever is taken out of the configuration is out with the reload,
+not when the token expires. Secrets are kept only as keyed digests and appear in no message, log
+line or ``repr``.
 """
 
 from __future__ import annotations
@@ -17,13 +19,18 @@ import hmac
 import math
 import os
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jwt
 import msgspec
 
 from nexus.errors import ConfigError, NexusError
 from nexus.gateway.settings import AuthSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nexus.observability.registry import LocalMetrics
 
 __all__ = ["AuthError", "Authenticator", "check_settings"]
 
@@ -47,7 +54,8 @@ class AuthError(NexusError):
     """401: ``reason`` is the machine-readable code, ``str(error)`` the message for people.
 
     Reasons: ``missing_token``, ``bad_scheme``, ``malformed_token``, ``bad_algorithm``,
-    ``bad_signature``, ``missing_claim``, ``bad_claim``, ``not_yet_valid``, ``expired``.
+    ``bad_signature``, ``missing_claim``, ``bad_claim``, ``not_yet_valid``, ``expired``,
+    ``unknown_client``.
     """
 
     status: Final = 401
@@ -96,6 +104,8 @@ class Authenticator:
 
     __slots__ = (
         "_clients",
+        "_count_hit",
+        "_count_miss",
         "_jwt_secret",
         "_leeway",
         "_max_cached",
@@ -104,8 +114,14 @@ class Authenticator:
         "_verified",
     )
 
-    def __init__(self, settings: AuthSettings) -> None:
+    def __init__(self, settings: AuthSettings, metrics: LocalMetrics | None = None) -> None:
+        """``metrics``: where look-ups in the cache of verified tokens are counted, if anywhere."""
         check_settings(settings)
+        self._count_hit: Callable[[], None] = _nowhere
+        self._count_miss: Callable[[], None] = _nowhere
+        if metrics is not None:
+            self._count_hit = metrics.counter("nexus_auth_cache_total", result="hit").inc
+            self._count_miss = metrics.counter("nexus_auth_cache_total", result="miss").inc
         self._jwt_secret = settings.jwt_secret.encode()
         self._ttl = settings.token_ttl_seconds
         self._leeway = settings.leeway_seconds
@@ -156,11 +172,14 @@ class Authenticator:
             raise AuthError("missing_token", "the Authorization header is missing")
         known = self._verified.get(authorization)
         if known is not None:
+            self._count_hit()
             if now < known[1]:
                 return known[0]
             del self._verified[authorization]
             raise AuthError("expired", "the token has expired")
         token = _token_of(authorization)
+        # Only what could have been a hit: nonsense is no look-up.
+        self._count_miss()
         client_id, end = self._check(token, now)
         # One spelling per token: a client must not fill the cache with "bearer", "BEARER", ….
         if len(authorization) == len(_PREFIX) + len(token) and authorization.startswith(_PREFIX):
@@ -180,6 +199,8 @@ class Authenticator:
             raise AuthError(
                 "bad_claim", f"client_id: expected text of 1 to {_MAX_CLIENT_ID} characters"
             )
+        if self._clients and client_id not in self._clients:
+            raise AuthError("unknown_client", "the token's client is not configured here")
         return client_id, end
 
     def _decode(self, token: bytes) -> dict[str, Any]:
@@ -206,6 +227,11 @@ class Authenticator:
             raise AuthError("malformed_token", "the token is not a JWT") from None
         except jwt.InvalidTokenError:
             raise AuthError("bad_claim", "a claim of the token is not acceptable") from None
+        except (RecursionError, ValueError):
+            # Python's JSON decoder is recursive, and PyJWT (2.10) reads a stranger's header with it
+            # before any signature is checked: 4 KiB of "[" are nested too deep. ValueError: a
+            # number with more digits than `int` converts.
+            raise AuthError("malformed_token", "the token is not a JWT") from None
 
     def _remember(self, authorization: bytes, client_id: str, end: float) -> None:
         if not self._max_cached:
@@ -226,6 +252,10 @@ class Authenticator:
 
     def __repr__(self) -> str:
         return f"<Authenticator clients={len(self._clients)} cached={len(self._verified)}>"
+
+
+def _nowhere() -> None:
+    """Where nobody counts."""
 
 
 def _token_of(authorization: bytes) -> bytes:

@@ -5,14 +5,18 @@
     {"services": [{"url": "http://127.0.0.1:3001", "weight": 2}]}
 
 A file that is half written, broken, empty or gone changes nothing: the last good list stays in
-force, and the trouble is logged and counted once per change of the file.
+force, and the trouble is logged and counted once per change of the file. That list is in shared
+memory too: a worker that is replaced while the file is broken serves what the others serve.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import logging
+import mmap
 import re
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -24,7 +28,15 @@ from msgspec import Meta
 from nexus.errors import ConfigError
 from nexus.settings import Settings, decode
 
-__all__ = ["MAX_SERVICES", "Changes", "ServiceEntry", "ServicesFile", "diff", "normalise_url"]
+__all__ = [
+    "MAX_SERVICES",
+    "Changes",
+    "ServiceEntry",
+    "ServicesFile",
+    "ServicesMemory",
+    "diff",
+    "normalise_url",
+]
 
 logger = logging.getLogger("nexus.gateway.discovery")
 
@@ -32,6 +44,9 @@ logger = logging.getLogger("nexus.gateway.discovery")
 MAX_SERVICES: Final = 256
 #: 256 entries of the longest host name are 80 KiB.
 _MAX_FILE_BYTES: Final = 1 << 20
+#: Of one copy in shared memory: when it was written, nanoseconds of the monotonic clock; bytes;
+#: CRC-32 of time and content.
+_COPY: Final = struct.Struct("<QII")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 #: RFC 1123 §2.1 names, and the underscore that container networks use.
@@ -60,18 +75,70 @@ class Changes(NamedTuple):
     reweighted: tuple[ServiceEntry, ...]
 
 
+class ServicesMemory:
+    """The file as each of ``workers`` last put it to use; made before the fork, over shared memory.
+
+    A worker writes two copies in turn, its own, so whoever dies while writing leaves the other one.
+    Pages that nobody wrote take no memory.
+    """
+
+    __slots__ = ("_map", "_size")
+
+    def __init__(self, workers: int) -> None:
+        # Whole pages: copies share none.
+        self._size: Final = -(-(_COPY.size + _MAX_FILE_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
+        # One more writer: whoever makes this, before the first worker.
+        self._map: Final = mmap.mmap(-1, 2 * (workers + 1) * self._size)
+
+    def write(self, content: bytes, now_ns: int, worker: int = -1) -> None:
+        """``worker`` (-1: none yet) has put this content of the file to use."""
+        first = 2 * (worker + 1)
+        copies = (self._read(first), self._read(first + 1))
+        # The older one is overwritten, or the one that is not whole.
+        times = [copy[0] if copy is not None else -1 for copy in copies]
+        at = (first + times.index(min(times))) * self._size
+        start = at + _COPY.size
+        self._map[start : start + len(content)] = content
+        _COPY.pack_into(self._map, at, now_ns, len(content), _checksum(now_ns, content))
+
+    def newest(self) -> bytes | None:
+        """What any worker put to use last; ``None`` before the first did."""
+        copies = (self._read(copy) for copy in range(len(self._map) // self._size))
+        found = max((copy for copy in copies if copy is not None), default=None)
+        return None if found is None else found[1]
+
+    def _read(self, copy: int) -> tuple[int, bytes] | None:
+        """Time and content; ``None`` where there is nothing, or half of it."""
+        at = copy * self._size
+        now_ns, size, checksum = _COPY.unpack_from(self._map, at)
+        if not 0 < size <= _MAX_FILE_BYTES:
+            return None
+        content = self._map[at + _COPY.size : at + _COPY.size + size]
+        return (now_ns, content) if _checksum(now_ns, content) == checksum else None
+
+
+def _checksum(now_ns: int, content: bytes) -> int:
+    return zlib.crc32(content, zlib.crc32(now_ns.to_bytes(8, "little")))
+
+
 class ServicesFile:
     """The file at ``path``; one per worker."""
 
-    __slots__ = ("_path", "_seen", "_services", "failures")
+    __slots__ = ("_good", "_path", "_seen", "_services", "failures")
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         #: What the file held at the last look: its bytes, or why it could not be read.
         self._seen: bytes | str | None = None
         self._services: tuple[ServiceEntry, ...] | None = None
-        #: Broken states of the file that :meth:`poll` met.
+        self._good = b""
+        #: Broken states of the file that :meth:`poll` or :meth:`recover` met.
         self.failures = 0
+
+    @property
+    def good(self) -> bytes:
+        """What the file held when its list was good for the last time; empty before that."""
+        return self._good
 
     def read(self) -> tuple[ServiceEntry, ...]:
         """The list as it is now, in the file's order; raises ``ConfigError``."""
@@ -79,7 +146,24 @@ class ServicesFile:
         content = self._load()
         self._seen = content
         self._services = self._parse(content)
+        self._good = content
         return self._services
+
+    def recover(self, memory: ServicesMemory) -> tuple[ServiceEntry, ...]:
+        """:meth:`read`, but for a file that broke after the service had started: the list that the
+        other workers serve. Raises ``ConfigError`` where there is none."""
+        try:
+            return self.read()
+        except ConfigError as error:
+            content = memory.newest()
+            if content is None:
+                raise
+            self._services = self._parse(content)
+            self._good = content
+            if self._seen is None:  # it could not be read at all
+                self._seen = str(error)
+            self._report(error)
+            return self._services
 
     def poll(self) -> tuple[ServiceEntry, ...] | None:
         """The new list if it changed and is good; ``None`` when there is nothing to do.
@@ -103,6 +187,7 @@ class ServicesFile:
         except ConfigError as error:
             self._report(error)
             return None
+        self._good = content
         if was_broken:
             logger.info("services file is good again", extra={"file": str(self._path)})
         if services == self._services:

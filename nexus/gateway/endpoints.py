@@ -26,6 +26,8 @@ MAX_TOKEN_REQUEST: Final = 8192
 
 _JSON: Final = b"application/json"
 _NO_STORE: Final = b"Cache-Control: no-store\r\n"
+#: "A server generating a 401 response MUST send a WWW-Authenticate" (RFC 9110 §15.5.2).
+_CHALLENGE: Final = b'WWW-Authenticate: Bearer realm="nexus"\r\n'
 _READ: Final = frozenset((b"GET", b"HEAD"))
 
 Handler = Callable[["Exchange", bytes], None]
@@ -82,7 +84,8 @@ class Endpoints:
         self._context.metrics.counter("nexus_auth_tokens_total", result=result).inc()
         if status != 200:
             exchange.reason = result
-        exchange.answer(status, self._encode(document), _JSON, _NO_STORE)
+        extra = _NO_STORE + _CHALLENGE if status == 401 else _NO_STORE
+        exchange.answer(status, self._encode(document), _JSON, extra)
 
     def health(self, exchange: Exchange, _body: bytes) -> None:
         """Liveness, exactly as the contract has it; the admin listener tells more."""

@@ -43,6 +43,7 @@ REASONS: Final[dict[str, tuple[int, str]]] = {
     "not_yet_valid": (401, "the token is not valid yet"),
     "missing_claim": (401, "the token lacks `exp` or `client_id`"),
     "bad_claim": (401, "a claim of the token has the wrong type"),
+    "unknown_client": (401, "`auth.clients` has clients, and the token's is none of them"),
     # Upstreams
     "no_healthy_upstream": (503, "no upstream is in rotation, or every breaker is open"),
     "no_upstream_left": (502, "the attempt failed, and no other upstream is left to try"),

@@ -66,7 +66,12 @@ class AuthSettings(Settings, frozen=True):
     ] = 3600
     leeway_seconds: Annotated[int, Meta(ge=0, le=300, description="clock skew allowed on exp")] = 0
     clients: Annotated[
-        tuple[ClientSettings, ...], Meta(description="who may ask /auth/token for a token")
+        tuple[ClientSettings, ...],
+        Meta(
+            description="who may ask /auth/token for a token; tokens of others are refused, also "
+            "those from before a reload removed their client. None: every token signed with "
+            "`jwt_secret` is accepted"
+        ),
     ] = ()
     token_cache_entries: Annotated[int, Meta(ge=0, description="verified tokens kept")] = 10_000
 

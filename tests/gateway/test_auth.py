@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from nexus.errors import ConfigError
 from nexus.gateway.auth import Authenticator, AuthError, check_settings
 from nexus.gateway.settings import AuthSettings, ClientSettings
+from nexus.observability.registry import Registry
 
 KEY = "0123456789abcdef0123456789abcdef"
 SECRET = "correct horse battery"
@@ -24,6 +26,7 @@ NOW = 1_800_000_000.5
 
 def settings(**changed: Any) -> AuthSettings:
     clients = (
+        ClientSettings(client_id="x", client_secret="its-own-secret"),
         ClientSettings(client_id="gateway-client", client_secret=SECRET),
         ClientSettings(client_id="andere", client_secret="ünïcödé-secret"),
     )
@@ -141,6 +144,9 @@ def unsigned(claims: dict[str, Any]) -> bytes:
 
 LONG_KEY = KEY * 2
 
+#: A header that is nested deeper than Python's JSON decoder can follow, within the size limit.
+NESTED = b"Bearer " + base64.urlsafe_b64encode(b"[" * 2901).rstrip(b"=") + b".e30.AAAA"
+
 
 @pytest.mark.parametrize(
     ("field", "expected"),
@@ -155,6 +161,7 @@ LONG_KEY = KEY * 2
         (b"Bearer a.b.c.d", "malformed_token"),
         (b"Bearer " + b"a" * 5000, "malformed_token"),
         (b"Bearer \xff.\xff.\xff", "malformed_token"),
+        (NESTED, "malformed_token"),
         (unsigned({"client_id": "x", "exp": NOW + 60}), "bad_algorithm"),
         (bearer({"client_id": "x", "exp": NOW + 60}, LONG_KEY, "HS512"), "bad_algorithm"),
         (bearer({"client_id": "x", "exp": NOW + 60}, LONG_KEY), "bad_signature"),
@@ -175,6 +182,7 @@ LONG_KEY = KEY * 2
         (good(client_id=""), "bad_claim"),
         (good(client_id=7), "bad_claim"),
         (good(client_id="x" * 129), "bad_claim"),
+        (good(client_id="removed"), "unknown_client"),
         (good(aud="another service"), "bad_claim"),
     ],
 )
@@ -244,6 +252,34 @@ def test_no_cache_at_all() -> None:
     auth = Authenticator(settings(token_cache_entries=0))
     assert auth.verify(good(), NOW) == auth.verify(good(), NOW) == "x"
     assert "cached=0>" in repr(auth)
+
+
+@pytest.mark.parametrize("error", [RecursionError(), ValueError("Exceeds the limit")])
+def test_what_the_decoder_lets_out_is_a_malformed_token(
+    auth: Authenticator, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    # PyJWT 2.10 lets a RecursionError out, later versions do not.
+    def failing(*_args: Any, **_options: Any) -> dict[str, Any]:
+        raise error
+
+    monkeypatch.setattr(jwt, "decode", failing)
+    assert reason(auth, good()) == "malformed_token"
+
+
+def test_without_configured_clients_the_key_alone_decides() -> None:
+    auth = Authenticator(settings(clients=()))
+    assert auth.verify(good(client_id="issued elsewhere"), NOW) == "issued elsewhere"
+
+
+def test_look_ups_in_the_cache_are_counted() -> None:
+    metrics = Registry(workers=1).open(0)
+    auth = Authenticator(settings(), metrics)
+    token = good()
+    for field in (token, token, token, None, b"Basic eDp5"):
+        with contextlib.suppress(AuthError):
+            auth.verify(field, NOW)
+    assert metrics.counter("nexus_auth_cache_total", result="hit").value == 2
+    assert metrics.counter("nexus_auth_cache_total", result="miss").value == 1
 
 
 def test_challenges() -> None:

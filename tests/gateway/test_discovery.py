@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.errors import ConfigError
-from nexus.gateway.discovery import MAX_SERVICES, ServiceEntry, ServicesFile, diff, normalise_url
+from nexus.gateway.discovery import (
+    MAX_SERVICES,
+    ServiceEntry,
+    ServicesFile,
+    ServicesMemory,
+    diff,
+    normalise_url,
+)
 
 A, B = "http://127.0.0.1:3001", "http://127.0.0.1:3002"
 
@@ -211,3 +218,56 @@ def test_diff() -> None:
         entries(("http://c", 4)),
     )
     assert diff(old, old) == ((), (), ())
+
+
+def test_memory_gives_what_any_worker_put_to_use_last() -> None:
+    memory = ServicesMemory(2)
+    assert memory.newest() is None
+    memory.write(b"at the start", 1)
+    assert memory.newest() == b"at the start"
+    for now, (worker, content) in enumerate([(1, b"b"), (0, b"a"), (1, b"c"), (1, b"d")], 2):
+        memory.write(content, now, worker)
+        assert memory.newest() == content
+
+
+@pytest.mark.parametrize("at", [0, 8, 12, 16, 40])
+def test_memory_survives_a_writer_that_dies_while_writing(at: int) -> None:
+    memory = ServicesMemory(1)
+    memory.write(b"x" * 64, 1, 0)
+    memory.write(b"y" * 64, 2, 0)
+    place = memory._map.find(b"y" * 64) - 16 + at
+    memory._map[place] ^= 1
+    assert memory.newest() == b"x" * 64
+    # The half that is left is what the next one overwrites, not the good one.
+    memory.write(b"z" * 64, 3, 0)
+    assert memory.newest() == b"z" * 64
+    memory._map[place] ^= 1
+    assert memory.newest() == b"x" * 64
+
+
+def test_recovery_needs_something_to_recover(path: Path) -> None:
+    memory = ServicesMemory(1)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="not JSON"):
+        ServicesFile(path).recover(memory)
+
+
+def test_recovery_reports_once_and_goes_on_polling(path: Path) -> None:
+    memory = ServicesMemory(1)
+    memory.write(b'{"services": [{"url": "http://a"}]}', 1)
+    path.write_text("{")
+    file = ServicesFile(path)
+    assert file.recover(memory) == entries(("http://a", 1))
+    assert file.poll() is None
+    assert file.failures == 1
+    path.write_text('{"services": [{"url": "http://b"}]}')
+    assert file.poll() == entries(("http://b", 1))
+    assert file.good == path.read_bytes()
+
+
+def test_memory_holds_the_largest_file() -> None:
+    memory = ServicesMemory(1)
+    content = b"{}" + b" " * ((1 << 20) - 2)
+    for now in range(4):
+        memory.write(content, now, now % 2 - 1)
+    assert memory.newest() == content

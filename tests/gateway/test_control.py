@@ -1,0 +1,158 @@
+"""The control plane of a running gateway: files that break, clients that go, workers that die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gateway_process import GatewayProcess
+from gateway_upstream import Upstream
+
+Start = Callable[..., GatewayProcess]
+
+AUTH = {"enabled": True, "jwt_secret": "0123456789abcdef0123456789abcdef"}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 8) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def workers(gateway: GatewayProcess) -> set[int]:
+    pid = gateway.process.pid
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def replaced(gateway: GatewayProcess) -> None:
+    """Kill the only worker, and wait for its replacement to serve."""
+    [old] = workers(gateway)
+    os.kill(old, signal.SIGKILL)
+
+    def served() -> bool:
+        try:
+            return gateway.request("/ready").status == 200 and workers(gateway) != {old}
+        except (OSError, EOFError):
+            return False
+
+    assert wait_for(served), gateway.output()
+
+
+def reload(gateway: GatewayProcess, **changed: Any) -> None:
+    gateway.write_config(gateway.config | changed)
+    gateway.process.send_signal(signal.SIGHUP)
+
+
+def upstreams_of(gateway: GatewayProcess) -> list[str]:
+    return [server["url"] for server in gateway.request("/lb-stats").json["servers"]]
+
+
+# ------------------------------------------------------------------------------- services file
+
+
+def test_a_worker_that_dies_while_the_services_file_is_broken_is_replaced(
+    start_gateway: Start, upstream_a: Upstream, upstream_b: Upstream
+) -> None:
+    gateway = start_gateway([upstream_a.url])
+    # What counts is the list in force, not the one at the start.
+    gateway.write_services([upstream_b.url, upstream_a.url])
+    both = [upstream_b.url, upstream_a.url]
+    assert wait_for(lambda: upstreams_of(gateway) == both)
+    for broken in ('{"services": [', None):
+        if broken is None:
+            gateway.services.unlink()
+        else:
+            gateway.services.write_text(broken)
+        replaced(gateway)
+        assert upstreams_of(gateway) == both
+        assert gateway.request("/api/json").status == 200
+    assert 'nexus_discovery_reloads_total{result="broken"}' in gateway.metrics()
+    gateway.write_services([upstream_a.url])
+    assert wait_for(lambda: upstreams_of(gateway) == [upstream_a.url])
+
+
+def test_every_broken_state_is_counted_once_also_after_a_reload(
+    start_gateway: Start, upstream_a: Upstream
+) -> None:
+    gateway = start_gateway([upstream_a.url], services_poll_seconds=0.05)
+
+    def counted(times: int) -> bool:
+        line = f'nexus_discovery_reloads_total{{result="broken"}} {times}.0'
+        return line in gateway.metrics()
+
+    gateway.services.write_text("{")
+    assert wait_for(lambda: counted(1)), gateway.metrics()
+    gateway.services.write_text("{{")
+    assert wait_for(lambda: counted(2)), gateway.metrics()
+    gateway.write_services([upstream_a.url])
+    reload(gateway, via=False)
+    assert wait_for(lambda: gateway.output().count("configuration reloaded") == 1)
+    time.sleep(0.3)
+    gateway.services.write_text("[")
+    assert wait_for(lambda: counted(3)), gateway.metrics()
+    time.sleep(0.2)
+    assert counted(3)
+
+
+# ---------------------------------------------------------------------------------- clients
+
+
+def test_tokens_of_a_removed_client_end_with_the_reload(
+    start_gateway: Start, upstream_a: Upstream
+) -> None:
+    clients = [{"client_id": name, "client_secret": f"{name}-secret"} for name in ("stays", "goes")]
+    gateway = start_gateway([upstream_a.url], auth=AUTH | {"clients": clients})
+    bearers = {}
+    for client in clients:
+        answer = gateway.request("/auth/token", "POST", json.dumps(client).encode())
+        assert answer.value("cache-control") == "no-store"
+        bearers[client["client_id"]] = f"Authorization: Bearer {answer.json['access_token']}"
+    for bearer in bearers.values():
+        for _ in range(2):  # the second time from the cache
+            assert gateway.request("/api/json", "GET", None, bearer).status == 200
+    metrics = gateway.metrics()
+    assert 'nexus_auth_cache_total{result="hit"} 2.0' in metrics
+    assert 'nexus_auth_cache_total{result="miss"} 2.0' in metrics
+    reload(gateway, auth=AUTH | {"clients": clients[:1]})
+
+    def refused() -> bool:
+        return gateway.request("/api/json", "GET", None, bearers["goes"]).status == 401
+
+    assert wait_for(refused)
+    answer = gateway.request("/api/json", "GET", None, bearers["goes"])
+    assert answer.json["reason"] == "unknown_client"
+    assert answer.value("www-authenticate") == 'Bearer realm="nexus", error="invalid_token"'
+    assert gateway.request("/api/json", "GET", None, bearers["stays"]).status == 200
+
+
+def test_a_token_nested_without_end_is_refused(start_gateway: Start, upstream_a: Upstream) -> None:
+    gateway = start_gateway([upstream_a.url], auth=AUTH)
+    client = gateway.client()
+    for token in ("W1tb" * 967, "eyJh" * 900):
+        field = f"Authorization: Bearer {token}.e30.AAAA"
+        client.send(f"GET /api/json HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n".encode())
+        answer = client.read()
+        assert (answer.status, answer.json["reason"]) == (401, "malformed_token")
+    client.close()
+
+
+def test_every_401_has_a_challenge_and_no_token_answer_is_stored(
+    start_gateway: Start, upstream_a: Upstream
+) -> None:
+    gateway = start_gateway([upstream_a.url], auth=AUTH)
+    wrong = b'{"client_id": "nobody", "client_secret": "wrong"}'
+    for body, status in ((wrong, 401), (b"{}", 400), (b"[" * 8000, 400)):
+        answer = gateway.request("/auth/token", "POST", body)
+        assert answer.status == status
+        assert answer.value("cache-control") == "no-store"
+        # "A server generating a 401 response MUST send a WWW-Authenticate" (RFC 9110 §15.5.2)
+        challenge = 'Bearer realm="nexus"' if status == 401 else None
+        assert answer.value("www-authenticate") == challenge
