@@ -120,7 +120,10 @@ class Proxy(_Server):
 
     def __init__(self, directory: Path, environ: Mapping[str, str] | None = None) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("NEXUS_CACHEPROXY_")}
-        super().__init__("cacheproxy", directory, clean | dict(environ or {}))
+        environ = dict(environ or {})
+        if environ.get("NEXUS_NO_EXTENSIONS") == "1":
+            clean.pop("NEXUS_REQUIRE_EXTENSIONS", None)
+        super().__init__("cacheproxy", directory, clean | environ)
         self.host: Final = "127.0.0.1"
         self.port = 0
         #: The worker, which holds all connections.
