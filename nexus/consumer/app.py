@@ -29,7 +29,7 @@ from nexus.consumer.state import State
 from nexus.consumer.webhook import Deed, Webhook
 from nexus.errors import ConfigError
 from nexus.net.admin import AdminServer, start_admin
-from nexus.net.kafka import end_tasks
+from nexus.net.kafka import check_settings, end_tasks
 from nexus.net.service import ServiceSpec, WorkerContext
 from nexus.observability import logs
 from nexus.policy.blocks import Networks
@@ -155,6 +155,7 @@ def _validate(settings: ConsumerSettings) -> None:
         raise ConfigError(
             "expected true: without Kafka there is nothing to consume", path="kafka.enabled"
         )
+    check_settings(settings.kafka)
     Networks(settings.block.allow, "block.allow")
     Networks(settings.block.trusted_proxies, "block.trusted_proxies")
     if settings.spike.min_samples > settings.spike.window:

@@ -38,6 +38,7 @@ from nexus.gateway.traces import Tracer
 from nexus.gateway.upstreams import Upstreams
 from nexus.gateway.wheel import TICK_NS, Wheel
 from nexus.net.admin import AdminServer, start_admin
+from nexus.net.kafka import check_settings as check_kafka
 from nexus.net.producer import EventProducer
 from nexus.net.service import ServiceSpec, WorkerContext
 from nexus.observability.accesslog import AccessLog
@@ -103,6 +104,7 @@ def validate(settings: GatewaySettings) -> None:
     check_settings(settings.auth)
     Clients(settings.trusted_proxies)
     ServicesFile(settings.services_file).read()
+    check_kafka(settings.kafka)
     limit = settings.rate_limit
     try:
         RateLimit(limit.capacity, limit.refill_per_second)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import random
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
+from nexus.errors import ConfigError
 from nexus.net.settings import KafkaSettings
 
 __all__ = [
     "CONNECTION_ERRORS",
     "PARTITIONS",
     "Backoff",
+    "brokers",
+    "check_settings",
     "client_options",
     "cluster_id",
     "connect_forever",
@@ -38,6 +43,10 @@ PARTITIONS: Final = 6
 CONNECTION_ERRORS: Final = (KafkaError, OSError, TimeoutError)
 
 _CREATE_SECONDS: Final = 10.0
+
+#: A host name (RFC 1123 §2.1, and the underscore of container networks) or an IPv4 address.
+_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})")
+_PORT: Final = re.compile(r"[0-9]{1,5}")
 
 
 class Backoff:
@@ -67,10 +76,61 @@ class Backoff:
         self._tries = 0
 
 
+def check_settings(settings: KafkaSettings) -> None:
+    """Part of a service's ``validate``: raises ``ConfigError`` for what can never connect."""
+    if settings.enabled:
+        brokers(settings.bootstrap_servers)
+
+
+def brokers(bootstrap_servers: str) -> list[str]:
+    """The addresses of a comma-separated list; raises ``ConfigError``.
+
+    Each is ``host``, ``host:port`` or, for IPv6, ``[address]:port``; without a port it is 9092. The
+    client library would find a malformed one only when it connects.
+    """
+    addresses = [address.strip() for address in bootstrap_servers.split(",")]
+    for address in addresses:
+        wrong = _fault(address)
+        if wrong:
+            # Not with an "@": that may be a password.
+            shown = "an address with user information" if "@" in address else repr(address)
+            raise ConfigError(
+                f"expected host:port, comma-separated, got {shown}: {wrong}",
+                path="kafka.bootstrap_servers",
+            )
+    return addresses
+
+
+def _fault(address: str) -> str:
+    """What is wrong with one address; empty where nothing is."""
+    if "://" in address:
+        return "an address has no scheme"
+    if address.startswith("["):
+        host, bracket, rest = address[1:].partition("]")
+        if not bracket:
+            return "the closing bracket is missing"
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            return "not an IPv6 address in brackets"
+        colon, port = rest[:1], rest[1:]
+    else:
+        host, colon, port = address.partition(":")
+        if not host:
+            return "the host is missing"
+        if not _NAME.fullmatch(host):
+            return "not a host name"
+        if ":" in port:
+            return "an IPv6 address is put in brackets"
+    if colon not in ("", ":") or (colon and not (_PORT.fullmatch(port) and 0 < int(port) < 65_536)):
+        return "the port must be a number from 1 to 65535"
+    return ""
+
+
 def client_options(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
-    """Keyword arguments that every aiokafka client of ours gets."""
+    """Keyword arguments that every aiokafka client of ours gets; raises ``ConfigError``."""
     return {
-        "bootstrap_servers": [s.strip() for s in settings.bootstrap_servers.split(",")],
+        "bootstrap_servers": brokers(settings.bootstrap_servers),
         "client_id": client_id,
         "request_timeout_ms": 15_000,
         "retry_backoff_ms": 250,

@@ -63,6 +63,9 @@ _GIVE_UP_SECONDS: Final = 60.0
 #: A batch that fails this often, each time on a new connection, is what the broker refuses.
 _MAX_FAILURES: Final = 5
 
+#: Seconds between two attempts at least: an error that comes at once must not take the loop.
+_LEAST_PAUSE: Final = 0.05
+
 #: Answers that will not change when the same bytes are sent again.
 _REFUSED: Final = (
     kafka_errors.MessageSizeTooLargeError,
@@ -219,35 +222,47 @@ class EventProducer:
         return lane
 
     async def _run(self) -> None:
-        bootstrap = self._settings.bootstrap_servers
+        """One connection after the other; no error ends this, or events would be lost unseen."""
         backoff = Backoff()
+        failures = 0
         while True:
-            client = await connect_forever(self._make_client, "the event producer", bootstrap)
             delivered = self._delivered
             try:
-                await ensure_topics(self._settings, list(self._topics), self._client_id)
-                log.info("Kafka connected", extra={"bootstrap": bootstrap})
-                self._client = client
-                self._connected.set()
-                self._set_up(True)
-                async with asyncio.TaskGroup() as group:
-                    self._group = group
-                    for lane in self._topics.values():
-                        group.create_task(self._pump(group, client, lane))
+                await self._serve_one_connection()
             except* _Reset as reasons:
                 log.warning("Kafka connection begins anew: %s", reasons.exceptions[0])
             except* Exception:
-                log.exception("event producer begins anew after an unexpected error")
-            finally:
-                self._group = self._client = None
-                self._connected.clear()
-                self._set_up(False)
-                for lane in self._topics.values():
-                    lane.take_back()
-                await stop_quietly(client, 2.0)
+                failures += 1
+                if failures & (failures - 1) == 0:  # 1, 2, 4, 8, …
+                    log.exception(
+                        "event producer begins anew after an unexpected error",
+                        extra={"attempt": failures},
+                    )
             if self._delivered != delivered:
                 backoff.reset()
-            await asyncio.sleep(backoff.next())
+                failures = 0
+            await asyncio.sleep(max(_LEAST_PAUSE, backoff.next()))
+
+    async def _serve_one_connection(self) -> None:
+        bootstrap = self._settings.bootstrap_servers
+        client = await connect_forever(self._make_client, "the event producer", bootstrap)
+        try:
+            await ensure_topics(self._settings, list(self._topics), self._client_id)
+            log.info("Kafka connected", extra={"bootstrap": bootstrap})
+            self._client = client
+            self._connected.set()
+            self._set_up(True)
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for lane in self._topics.values():
+                    group.create_task(self._pump(group, client, lane))
+        finally:
+            self._group = self._client = None
+            self._connected.clear()
+            self._set_up(False)
+            for lane in self._topics.values():
+                lane.take_back()
+            await stop_quietly(client, 2.0)
 
     def _make_client(self) -> AIOKafkaProducer:
         compression = self._settings.compression

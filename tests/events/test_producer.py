@@ -1,11 +1,14 @@
 """The producer: never in the way, everything counted, everything delivered that can be."""
 
 import asyncio
+import subprocess
+import sys
 import time
 import uuid
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.conn import collect_hosts
 from aiokafka.errors import (
     KafkaConnectionError,
     MessageSizeTooLargeError,
@@ -14,7 +17,9 @@ from aiokafka.errors import (
 )
 from support.servers import free_port
 
+from nexus.errors import ConfigError
 from nexus.net import producer as module
+from nexus.net.kafka import brokers
 from nexus.net.producer import RECORD_OVERHEAD, EventProducer
 from nexus.net.settings import KafkaSettings
 
@@ -223,3 +228,89 @@ async def test_silence_is_an_outage_then_a_new_connection(scripted, metrics, mon
     assert False in seen
     await producer.stop(5)
     assert value_of(metrics, "nexus_events_sent_total", topic="t") == 1
+
+
+async def test_an_unexpected_error_is_logged_and_does_not_end_it(scripted, metrics, caplog):
+    producer, sent = scripted([])
+    make_client = producer._make_client
+    errors = [ValueError("first"), RuntimeError("second")]
+
+    def failing():
+        if errors:
+            raise errors.pop(0)
+        return make_client()
+
+    producer._make_client = failing
+    await run(producer, 3)
+    assert sent == [(0, [b"0", b"1", b"2"])]
+    reported = [r for r in caplog.records if "unexpected error" in r.message]
+    assert [str(r.exc_info[1].exceptions[0]) for r in reported] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:9092", ["127.0.0.1:9092"]),
+        ("a.example:1 , b_c:65535", ["a.example:1", "b_c:65535"]),
+        ("kafka", ["kafka"]),
+        ("[::1]:9092,[fe80::1]", ["[::1]:9092", "[fe80::1]"]),
+    ],
+)
+def test_bootstrap_servers(text, expected):
+    assert brokers(text) == expected
+    # The library that gets them agrees.
+    assert len(collect_hosts(expected)) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "the host is missing"),
+        ("a:9092,", "the host is missing"),
+        (":9092", "the host is missing"),
+        ("127.0.0.1:abc", "a number from 1 to 65535"),
+        ("127.0.0.1:", "a number from 1 to 65535"),
+        ("a:0", "a number from 1 to 65535"),
+        ("a:65536", "a number from 1 to 65535"),
+        ("a:+1", "a number from 1 to 65535"),
+        ("a:9_2", "a number from 1 to 65535"),
+        ("a:٣", "a number from 1 to 65535"),
+        ("::1", "the host is missing"),
+        ("fe80::1", "in brackets"),
+        ("[::1", "closing bracket"),
+        ("[::g]:1", "in brackets"),
+        ("[::1]9092", "a number from 1 to 65535"),
+        ("kafka://a:9092", "no scheme"),
+        ("a b:9092", "not a host name"),
+        ("a;b:9092", "not a host name"),
+    ],
+)
+def test_bootstrap_servers_that_can_never_connect(text, why):
+    with pytest.raises(ConfigError, match=why) as caught:
+        brokers(text)
+    assert "kafka.bootstrap_servers" in str(caught.value)
+
+
+def test_a_password_in_bootstrap_servers_is_not_repeated():
+    with pytest.raises(ConfigError) as caught:
+        brokers("user:hunter2@kafka:9092")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("service", ["gateway", "consumer"])
+def test_check_refuses_bootstrap_servers_that_can_never_connect(service, tmp_path):
+    services = tmp_path / "services.json"
+    services.write_text('{"services": [{"url": "http://127.0.0.1:1"}]}')
+    config = tmp_path / "service.yaml"
+    own = f"services_file: {services}\nauth: {{enabled: false}}\n" if service == "gateway" else ""
+    config.write_text(f"{own}kafka: {{bootstrap_servers: '127.0.0.1:abc'}}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", f"nexus.{service}", "--config", str(config), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 2
+    assert "kafka.bootstrap_servers: expected host:port" in done.stderr
+    assert "'127.0.0.1:abc'" in done.stderr
