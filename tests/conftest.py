@@ -48,6 +48,23 @@ def pytest_report_header() -> list[str]:
     return [f"nexus: {BACKEND} kernels; redis: {redis}; kafka: {kafka}"]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, of a second run on pure Python, what the first run has shown on both backends.
+
+    Many tests take their backend as a parameter, ``[py]`` or ``[c]``, whatever this process runs.
+    """
+    if not os.environ.get("NEXUS_TEST_BOTH_SHOWN"):
+        return
+    again = [item for item in items if _names_a_backend(item)]
+    config.hook.pytest_deselected(items=again)
+    items[:] = [item for item in items if not _names_a_backend(item)]
+
+
+def _names_a_backend(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    return call is not None and not {"py", "c"}.isdisjoint(call.id.split("-"))
+
+
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
     """A real redis-server shared by the session; use keys of your own, or flush first."""
