@@ -27,6 +27,11 @@ log = logging.getLogger("nexus.gateway.upstreams")
 
 _STATE_NUMBERS: Final = {"closed": 0, "open": 1, "half-open": 2}
 
+#: Gauges of each upstream.
+_STATE: Final = "nexus_circuit_breaker_state"
+_HEALTHY: Final = "nexus_upstream_healthy"
+_CONNECTIONS: Final = "nexus_upstream_connections"
+_QUEUE: Final = "nexus_upstream_queue"
 
 #: Beyond connect and response head, before another worker may think a trial's owner dead.
 _TRIAL_MARGIN_MS: Final = 1000
@@ -62,6 +67,9 @@ class Upstreams:
         self._wheel: Final = wheel
         self._metrics: Final[Any] = metrics
         self._rng: Final = rng
+        self._overflows: Final = metrics.counter("nexus_circuit_breaker_overflows_total")
+        # The table was made before the fork, but only workers ask it for breakers.
+        self._overflows_seen = 0
         self._servers: dict[str, Server] = {}
         self._leaving: list[Server] = []
         self.balancer: Balancer = make_balancer(settings.balancer.algorithm, rng)
@@ -91,6 +99,7 @@ class Upstreams:
         self._servers = {url: self._servers[url] for url in wanted}
         self.balancer.update(list(self._servers.values()))
         self.sweep()
+        self.report()
 
     def _add(self, entry: ServiceEntry) -> Server:
         for server in self._leaving:
@@ -123,23 +132,35 @@ class Upstreams:
             self._leaving.remove(server)
             cast("Pool", server.extra).close()
             cast("Breaker", server.breaker).close()
+            self._retire(server.url)
             log.info("upstream has left", extra={"upstream": server.url})
 
+    def _retire(self, url: str) -> None:
+        """Whoever has left is not scraped, as healthy or otherwise."""
+        for name in (_STATE, _HEALTHY, _QUEUE):
+            self._metrics.retire(name, url)
+        for use in ("idle", "busy"):
+            self._metrics.retire(_CONNECTIONS, url, use)
+
     def report(self) -> None:
-        """Renew the gauges; called once a second."""
+        """Renew the gauges, also of those that are draining: now and then, off the request path."""
         now = monotonic_ns()
-        states = self._metrics.gauges("nexus_circuit_breaker_state")
-        healthy = self._metrics.gauges("nexus_upstream_healthy")
-        connections = self._metrics.gauges("nexus_upstream_connections")
-        queue = self._metrics.gauges("nexus_upstream_queue")
-        for server in self._servers.values():
+        # Resolved anew: what was retired in between makes handles void.
+        states = self._metrics.gauges(_STATE)
+        healthy = self._metrics.gauges(_HEALTHY)
+        connections = self._metrics.gauges(_CONNECTIONS)
+        queue = self._metrics.gauges(_QUEUE)
+        for server in (*self._servers.values(), *self._leaving):
             pool = cast("Pool", server.extra)
             state = cast("Breaker", server.breaker).state(now)
             states.labels(server.url).set(_STATE_NUMBERS[state])
-            healthy.labels(server.url).set(1.0 if server.healthy else 0.0)
+            in_rotation = server.healthy and not server.draining
+            healthy.labels(server.url).set(1.0 if in_rotation else 0.0)
             connections.labels(server.url, "idle").set(pool.idle)
             connections.labels(server.url, "busy").set(pool.busy)
             queue.labels(server.url).set(pool.waiting)
+        self._overflows.inc(self._table.overflows - self._overflows_seen)
+        self._overflows_seen = self._table.overflows
 
     def balance_stats(self) -> dict[str, Any]:
         """``GET /lb-stats``."""

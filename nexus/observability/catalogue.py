@@ -96,6 +96,10 @@ _GATEWAY: Final = (
     _counter(
         "nexus_circuit_breaker_opens_total", "Breakers tripped open, by upstream.", "upstream"
     ),
+    _counter(
+        "nexus_circuit_breaker_overflows_total",
+        "Breakers that one worker keeps for itself because the shared table is full.",
+    ),
     _gauge(
         "nexus_circuit_breaker_state",
         "Breaker of an upstream: 0 closed, 1 open, 2 half-open.",

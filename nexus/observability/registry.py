@@ -12,7 +12,9 @@
 
 A block belongs to the slot, not to the process: the replacement of a dead worker opens the same
 block, finds the same series and counts on, so totals never fall. Gauges start from zero again,
-for what they measured died with the process.
+for what they measured died with the process; those with labels are absent until they are asked
+for. Absent is what :meth:`LocalMetrics.retire` makes of a gauge whose subject is gone: its row
+stays, its value is NaN, and no reader sees it.
 
 The table only grows. A row is written behind the committed end, with a checksum, and then the end
 is moved in one store: a reader sees whole rows only, and a writer that dies in between leaves
@@ -27,6 +29,7 @@ each block is kept free for these.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import struct
 import zlib
@@ -45,6 +48,9 @@ OTHER: Final = "other"
 
 #: Characters of one label value that are kept; a route or an upstream URL is far below it.
 MAX_LABEL_CHARS: Final = 200
+
+#: Value of a gauge that is not to be seen.
+_ABSENT: Final = math.nan
 
 _WORD: Final = 8
 _HEADER_BYTES: Final = 64
@@ -79,6 +85,10 @@ def _row_payload(key: _Key) -> bytes:
 def _cost(metric: Metric, key: _Key) -> int:
     """Bytes that a series takes, table row and slots."""
     return _ROW.size + len(_row_payload(key)) + _width(metric) * _WORD
+
+
+def _key(metric: Metric, values: tuple[str, ...]) -> _Key:
+    return (metric.name, *[value[:MAX_LABEL_CHARS] for value in values])
 
 
 def _overflow_key(metric: Metric) -> _Key:
@@ -202,6 +212,17 @@ class LocalMetrics:
         metric = find(name, "histogram")
         return cast("Histogram", self._resolve(metric, _in_order(metric, labels))[0])
 
+    def retire(self, name: str, *values: str) -> None:
+        """The subject of this gauge is gone: no more to be scraped from here.
+
+        The next look-up of the same labels brings it back, at 0; handles that were resolved before
+        are void. A gauge that was never looked up, or went to ``other``, is left alone.
+        """
+        metric = find(name, "gauge")
+        handle = self._handles.pop(_key(metric, values), None)
+        if handle is not None:
+            cast("Gauge | StampedGauge", handle).set(_ABSENT)
+
     def counters(self, name: str) -> Family[Counter]:
         """A counter's series by label values."""
         return Family(find(name, "counter"), cast("_Resolve[Counter]", self._resolve))
@@ -216,7 +237,7 @@ class LocalMetrics:
 
     def _resolve(self, metric: Metric, values: tuple[str, ...]) -> tuple[_Handle, bool]:
         """The handle of one series, and whether it is its own (not the overflow series)."""
-        key = (metric.name, *[value[:MAX_LABEL_CHARS] for value in values])
+        key = _key(metric, values)
         handle = self._handles.get(key)
         if handle is not None:
             return handle, True
@@ -247,6 +268,8 @@ class LocalMetrics:
         if metric.kind == "counter":
             return Counter(slots, slot)
         if metric.kind == "gauge":
+            if math.isnan(slots[slot]):
+                slots[slot] = 0.0
             return (StampedGauge if metric.aggregation == "last" else Gauge)(slots, slot)
         bounds = self._bounds.get(metric.name)
         if bounds is None:
@@ -258,6 +281,8 @@ class LocalMetrics:
             if series.metric.kind == "gauge":
                 for index in range(_width(series.metric)):
                     self._block.slots[series.first_slot + index] = 0.0
+                if series.metric.labels:
+                    self._block.slots[series.first_slot] = _ABSENT
 
 
 def _in_order(metric: Metric, labels: Mapping[str, str]) -> tuple[str, ...]:
@@ -336,6 +361,8 @@ class Registry:
             slots = block.slots
             for series in block.series:
                 first = series.first_slot
+                if math.isnan(slots[first]) and series.metric.kind == "gauge":
+                    continue
                 numbers = slots[first : first + _width(series.metric)]
                 # typeshed knows no views of doubles here
                 yield worker, series, numbers.tolist()  # type: ignore[misc]

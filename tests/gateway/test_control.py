@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +14,13 @@ from typing import Any
 
 from gateway_process import GatewayProcess
 from gateway_upstream import Upstream
+
+from nexus.gateway.discovery import ServiceEntry
+from nexus.gateway.settings import GatewaySettings
+from nexus.gateway.upstreams import Upstreams
+from nexus.gateway.wheel import Wheel
+from nexus.observability.registry import Registry
+from nexus.policy.breaker import BreakerTable
 
 Start = Callable[..., GatewayProcess]
 
@@ -55,7 +64,7 @@ def upstreams_of(gateway: GatewayProcess) -> list[str]:
     return [server["url"] for server in gateway.request("/lb-stats").json["servers"]]
 
 
-# ------------------------------------------------------------------------------- services file
+# ------------------------------------------------------------------------------ services file
 
 
 def test_a_worker_that_dies_while_the_services_file_is_broken_is_replaced(
@@ -102,7 +111,60 @@ def test_every_broken_state_is_counted_once_also_after_a_reload(
     assert counted(3)
 
 
-# ---------------------------------------------------------------------------------- clients
+# ------------------------------------------------------------------------------------ metrics
+
+
+def gauges_of(gateway: GatewayProcess, url: str) -> dict[str, float]:
+    """Every gauge of an upstream: name (with the state of connections) → value."""
+    found = {}
+    for line in gateway.metrics().splitlines():
+        match = re.fullmatch(r"nexus_(\w+)\{(.*)\} (\S+)", line)
+        if match and f'upstream="{url}"' in match[2] and not match[1].startswith("upstream_req"):
+            use = re.search(r'state="(\w+)"', match[2])
+            found[f"{match[1]}_{use[1]}" if use else match[1]] = float(match[3])
+    return found
+
+
+def test_gauges_of_an_upstream_follow_it_out_and_end_with_it(
+    start_gateway: Start, upstream_a: Upstream, upstream_b: Upstream
+) -> None:
+    gateway = start_gateway(
+        [upstream_b.url], breaker={"enabled": True}, timeouts={"body_idle": 20, "total": 30}
+    )
+    client = gateway.client()
+    client.send(b"POST /api/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n1")
+    busy = {
+        "circuit_breaker_state": 0.0,
+        "upstream_healthy": 1.0,
+        "upstream_connections_idle": 0.0,
+        "upstream_connections_busy": 1.0,
+        "upstream_queue": 0.0,
+    }
+    assert wait_for(lambda: gauges_of(gateway, upstream_b.url) == busy)
+    gateway.write_services([upstream_a.url])
+    leaving = busy | {"upstream_healthy": 0.0}
+    assert wait_for(lambda: gauges_of(gateway, upstream_b.url) == leaving)
+    client.send(b"2")
+    assert client.read().status == 200
+    assert wait_for(lambda: gauges_of(gateway, upstream_b.url) == {})
+    assert wait_for(lambda: gauges_of(gateway, upstream_a.url)["upstream_healthy"] == 1.0)
+    gateway.write_services([upstream_b.url])
+    assert wait_for(lambda: gauges_of(gateway, upstream_b.url).get("upstream_healthy") == 1.0)
+    client.close()
+
+
+def test_breakers_that_find_no_room_are_counted() -> None:
+    table = BreakerTable(bytearray(BreakerTable.size(1, 1)), 1, 1)
+    metrics = Registry(workers=1).open(0)
+    upstreams = Upstreams(GatewaySettings(), table, 0, Wheel(0), metrics, random.Random(1))
+    upstreams.apply([ServiceEntry(url=f"http://{name}") for name in ("a", "b", "c")])
+    overflows = metrics.counter("nexus_circuit_breaker_overflows_total")
+    assert overflows.value == 2
+    upstreams.report()
+    assert overflows.value == 2
+
+
+# ------------------------------------------------------------------------------------ clients
 
 
 def test_tokens_of_a_removed_client_end_with_the_reload(

@@ -267,3 +267,52 @@ def test_reading_while_series_are_added(registry):
         done = os.waitpid(pid, os.WNOHANG)[0] == pid
     assert seen == 800
     assert set(counts.values()) == {3.0}
+
+
+def test_a_retired_gauge_is_not_scraped_until_it_is_looked_up_again(registry):
+    metrics = registry.open(0)
+    names = ("nexus_upstream_healthy", "nexus_upstream_queue", "nexus_circuit_breaker_state")
+    for name in names:
+        for url in ("http://a", "http://b"):
+            metrics.gauge(name, upstream=url).set(3)
+        metrics.retire(name, "http://a")
+        assert samples(registry, name) == {("http://b",): 3}
+        assert metrics.gauge(name, upstream="http://a").value == 0
+        metrics.gauge(name, upstream="http://a").inc(2)
+        assert samples(registry, name) == {("http://a",): 2, ("http://b",): 3}
+
+
+def test_retiring_takes_only_this_workers_part(registry):
+    for index in range(2):
+        metrics = registry.open(index)
+        for name in ("nexus_upstream_queue", "nexus_circuit_breaker_state"):
+            metrics.gauge(name, upstream="http://a").set(index + 1)
+    metrics.retire("nexus_upstream_queue", "http://a")
+    metrics.retire("nexus_circuit_breaker_state", "http://a")  # the later one of the two
+    assert samples(registry, "nexus_upstream_queue") == {("http://a",): 1}
+    assert samples(registry, "nexus_circuit_breaker_state") == {("http://a",): 1}
+
+
+def test_a_replacement_does_not_bring_back_what_its_predecessor_measured(registry, forked):
+    def worker():
+        metrics = registry.open(0)
+        metrics.gauge("nexus_upstream_healthy", upstream="http://a").set(1)
+        metrics.gauge("nexus_upstream_healthy", upstream="http://b").set(1)
+        metrics.gauge("nexus_http_connections").set(7)
+
+    def replacement():
+        # "a" has left between the death of the one and the start of the other.
+        registry.open(0).gauge("nexus_upstream_healthy", upstream="http://b").inc()
+
+    assert forked(worker) == 0
+    assert forked(replacement) == 0
+    assert samples(registry, "nexus_upstream_healthy") == {("http://b",): 1}
+    assert samples(registry, "nexus_http_connections") == {(): 0}
+
+
+def test_retiring_what_is_not_there_changes_nothing(registry):
+    metrics = registry.open(0)
+    metrics.retire("nexus_upstream_healthy", "http://never")
+    assert samples(registry, "nexus_upstream_healthy") == {}
+    with pytest.raises(LookupError):
+        metrics.retire("nexus_http_requests_total", "GET", "/", "200")
