@@ -102,7 +102,12 @@ def _try(facts: Facts) -> Iterator[str]:
         "make an upstream fail, see the gateway retry and its breaker open",
         f"curl -s -X PUT -d '{{\"fail_ratio\": 1}}' {upstream}/_switch",
     )
+    yield (
+        f"    for i in 1 2 3 4 5 6 7 8; do curl -s -o /dev/null -w '%{{http_code}}\\n' {bearer} "
+        f"{facts.gateway}/api/products; sleep 0.6; done"
+    )
     yield f"    curl -s {bearer} {facts.gateway}/cb-stats"
+    yield f"    curl -s -X PUT -d '{{\"fail_ratio\": 0}}' {upstream}/_switch"
     yield from _step("what happened", f"curl -s {facts.gateway}/metrics | grep ^nexus_http")
     yield f"    curl -s {bearer} {facts.gateway}/telemetry"
 
