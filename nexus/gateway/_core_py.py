@@ -130,11 +130,9 @@ class Core:
         self.breakers = settings.breaker.enabled
         self.counting = settings.metrics.enabled
         self.max_address_labels = settings.metrics.max_address_labels
-        self.request_drop = HOP | FRAMING | OURS | SECRET
+        self.request_drop = HOP | FRAMING | OURS | SECRET | TRACE
         if not settings.underscores_in_headers:
             self.request_drop |= UNDERSCORE
-        if settings.tracing.enabled:
-            self.request_drop |= TRACE
         self.spoofable = PROXYING
         self.via = _VIA if settings.via else b""
         self.version_field = _VERSION_FIELD

@@ -242,7 +242,7 @@ class Gateway:
         else:  # requests under way hold it
             core.budget.ratio = settings.retry.budget_ratio
             core.budget.floor = settings.retry.budget_floor
-        core.tracer = Tracer(settings.tracing.sample_ratio) if settings.tracing.enabled else None
+        core.tracer = Tracer(settings.tracing.sample_ratio if settings.tracing.enabled else None)
         phases.clients = clients
         phases.authenticator = authenticator
         self._endpoints.authenticator = authenticator

@@ -124,7 +124,10 @@ class EnvelopeSettings(Settings, frozen=True):
 class TracingSettings(Settings, frozen=True):
     """Spans, sent to a collector over OTLP/HTTP."""
 
-    enabled: Annotated[bool, Meta(description="record and send spans")] = True
+    enabled: Annotated[
+        bool,
+        Meta(description="record and send spans; trace ids are logged and passed on regardless"),
+    ] = True
     otlp_endpoint: Annotated[str, Meta(description="OTLP over HTTP, without /v1/traces")] = (
         "http://127.0.0.1:4318"
     )

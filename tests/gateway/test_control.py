@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from gateway_process import GatewayProcess
@@ -17,6 +18,7 @@ from gateway_upstream import Upstream
 
 from nexus.gateway.discovery import ServiceEntry
 from nexus.gateway.settings import GatewaySettings
+from nexus.gateway.traces import Tracer
 from nexus.gateway.upstreams import Upstreams
 from nexus.gateway.wheel import Wheel
 from nexus.observability.registry import Registry
@@ -218,3 +220,55 @@ def test_every_401_has_a_challenge_and_no_token_answer_is_stored(
         # "A server generating a 401 response MUST send a WWW-Authenticate" (RFC 9110 §15.5.2)
         challenge = 'Bearer realm="nexus"' if status == 401 else None
         assert answer.value("www-authenticate") == challenge
+
+
+# --------------------------------------------------------------------------------- trace ids
+
+
+def test_requests_have_trace_ids_although_tracing_is_off(
+    start_gateway: Start, upstream_a: Upstream
+) -> None:
+    gateway = start_gateway([upstream_a.url], access_log={"enabled": True})
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    own = gateway.request("/api/json?own")
+    theirs = gateway.request(
+        "/api/json?theirs", "GET", None, f"traceparent: 00-{trace}-{parent}-01", "tracestate: a=1"
+    )
+    broken = gateway.request(
+        "/api/json?broken", "GET", None, "traceparent: 00-nonsense", "tracestate: a=1"
+    )
+    refused = gateway.request("/nowhere")
+    gateway.stop()
+    lines = [json.loads(x) for x in gateway.output().splitlines() if x.startswith("{")]
+    logged = {line["request_id"]: line for line in lines if "request_id" in line}
+    for response in (own, theirs, broken, refused):
+        line = logged[response.value("x-request-id") or ""]
+        assert re.fullmatch("[0-9a-f]{32}", line["trace_id"])
+        assert re.fullmatch("[0-9a-f]{16}", line["span_id"])
+    sent = {seen.path: seen for seen in upstream_a.seen}
+    for path, response in (("/json?own", own), ("/json?broken", broken)):
+        # Begun here, and not sampled: nobody records it.
+        line = logged[response.value("x-request-id") or ""]
+        expected = f"00-{line['trace_id']}-{line['span_id']}-00"
+        assert sent[path].values("traceparent") == [expected]
+        assert sent[path].values("tracestate") == []
+    # Begun by the client, and passed on as if we were not there.
+    line = logged[theirs.value("x-request-id") or ""]
+    assert line["trace_id"] == trace
+    assert line["span_id"] != parent
+    assert sent["/json?theirs"].values("traceparent") == [f"00-{trace}-{parent}-01"]
+    assert sent["/json?theirs"].values("tracestate") == ["a=1"]
+
+
+def test_trace_ids_do_not_repeat() -> None:
+    trace_ids, span_ids = set(), set()
+    for tracer in (Tracer(1.0), Tracer(1.0)):
+        for _ in range(500):  # many times what is drawn at once
+            exchange = SimpleNamespace(trace_id="", span_id="", tracestate=b"")
+            tracer.open(exchange, None, None)  # type: ignore[arg-type]
+            tracer.outgoing(exchange)  # type: ignore[arg-type]
+            trace_ids.add(exchange.trace_id)
+            span_ids |= {exchange.span_id, exchange.upstream_span_id}
+    assert (len(trace_ids), len(span_ids)) == (1000, 2000)
+    assert all(re.fullmatch("[0-9a-f]{32}", trace_id) for trace_id in trace_ids)
+    assert all(re.fullmatch("[0-9a-f]{16}", span_id) for span_id in span_ids)
