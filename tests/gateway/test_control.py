@@ -77,14 +77,10 @@ def test_a_worker_that_dies_while_the_services_file_is_broken_is_replaced(
     gateway.write_services([upstream_b.url, upstream_a.url])
     both = [upstream_b.url, upstream_a.url]
     assert wait_for(lambda: upstreams_of(gateway) == both)
-    for broken in ('{"services": [', None):
-        if broken is None:
-            gateway.services.unlink()
-        else:
-            gateway.services.write_text(broken)
-        replaced(gateway)
-        assert upstreams_of(gateway) == both
-        assert gateway.request("/api/json").status == 200
+    gateway.services.write_text('{"services": [')
+    replaced(gateway)
+    assert upstreams_of(gateway) == both
+    assert gateway.request("/api/json").status == 200
     assert 'nexus_discovery_reloads_total{result="broken"}' in gateway.metrics()
     gateway.write_services([upstream_a.url])
     assert wait_for(lambda: upstreams_of(gateway) == [upstream_a.url])
@@ -197,21 +193,14 @@ def test_tokens_of_a_removed_client_end_with_the_reload(
     assert gateway.request("/api/json", "GET", None, bearers["stays"]).status == 200
 
 
-def test_a_token_nested_without_end_is_refused(start_gateway: Start, upstream_a: Upstream) -> None:
-    gateway = start_gateway([upstream_a.url], auth=AUTH)
-    client = gateway.client()
-    for token in ("W1tb" * 967, "eyJh" * 900):
-        field = f"Authorization: Bearer {token}.e30.AAAA"
-        client.send(f"GET /api/json HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n".encode())
-        answer = client.read()
-        assert (answer.status, answer.json["reason"]) == (401, "malformed_token")
-    client.close()
-
-
-def test_every_401_has_a_challenge_and_no_token_answer_is_stored(
+def test_credentials_that_are_refused_whatever_they_are_made_of(
     start_gateway: Start, upstream_a: Upstream
 ) -> None:
     gateway = start_gateway([upstream_a.url], auth=AUTH)
+    nested = f"Authorization: Bearer {'W1tb' * 967}.e30.AAAA"  # "[[[…" in base64
+    answer = gateway.request("/api/json", "GET", None, nested)
+    assert (answer.status, answer.json["reason"]) == (401, "malformed_token")
+    assert answer.value("www-authenticate") == 'Bearer realm="nexus", error="invalid_token"'
     wrong = b'{"client_id": "nobody", "client_secret": "wrong"}'
     for body, status in ((wrong, 401), (b"{}", 400), (b"[" * 8000, 400)):
         answer = gateway.request("/auth/token", "POST", body)

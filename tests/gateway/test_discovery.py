@@ -252,10 +252,12 @@ def test_recovery_needs_something_to_recover(path: Path) -> None:
         ServicesFile(path).recover(memory)
 
 
-def test_recovery_reports_once_and_goes_on_polling(path: Path) -> None:
+@pytest.mark.parametrize("broken", ["{", None])
+def test_recovery_reports_once_and_goes_on_polling(path: Path, broken: str | None) -> None:
     memory = ServicesMemory(1)
     memory.write(b'{"services": [{"url": "http://a"}]}', 1)
-    path.write_text("{")
+    if broken is not None:
+        path.write_text(broken)
     file = ServicesFile(path)
     assert file.recover(memory) == entries(("http://a", 1))
     assert file.poll() is None
