@@ -95,15 +95,21 @@ def test_every_broken_state_is_counted_once_also_after_a_reload(
         line = f'nexus_discovery_reloads_total{{result="broken"}} {times}.0'
         return line in gateway.metrics()
 
-    gateway.services.write_text("{")
+    def put(text: str) -> None:
+        # In one step: a poll between truncation and write would see one broken state more.
+        fresh = gateway.services.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.replace(gateway.services)
+
+    put("{")
     assert wait_for(lambda: counted(1)), gateway.metrics()
-    gateway.services.write_text("{{")
+    put("{{")
     assert wait_for(lambda: counted(2)), gateway.metrics()
     gateway.write_services([upstream_a.url])
     reload(gateway, via=False)
     assert wait_for(lambda: gateway.output().count("configuration reloaded") == 1)
     time.sleep(0.3)
-    gateway.services.write_text("[")
+    put("[")
     assert wait_for(lambda: counted(3)), gateway.metrics()
     time.sleep(0.2)
     assert counted(3)
