@@ -1,17 +1,43 @@
-"""Load generators: redis-benchmark and wrk, run once and read."""
+"""Loads: what is asked of a target, by redis-benchmark, wrk, or :mod:`bench.engine`.
+
+Each has a ``name``, ``size(port, seconds)``, how much work takes about that long (it also warms
+up), and ``run(port, size)``.
+"""
 
 from __future__ import annotations
 
-import csv
+import random
 import re
 import subprocess
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
-__all__ = ["LoadError", "LoadResult", "RedisLoad", "WrkLoad", "parse_redis", "parse_wrk"]
+from bench.engine import EngineError, drive, http_replies, resp_replies
+from loadtests.zipf import Zipf
+from nexus.wire.resp import encode_command
+
+__all__ = [
+    "Load",
+    "LoadError",
+    "LoadResult",
+    "OpenLoad",
+    "RedisLoad",
+    "StreamLoad",
+    "WrkLoad",
+    "http_get",
+    "parse_redis",
+    "parse_wrk",
+    "transactions",
+    "zipf_mix",
+]
 
 #: Requests of the short run that finds how many a run of the wanted length takes.
-_PROBE = 20_000
-_UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
+_PROBE: Final = 20_000
+_UNITS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
+#: Keys of all Redis loads, named as redis-benchmark names them.
+KEYS: Final = 10_000
 
 
 class LoadError(Exception):
@@ -26,32 +52,62 @@ class LoadResult:
     per_second: float
     p50_ms: float
     p99_ms: float
+    p999_ms: float
+    #: Replies that were neither 2xx nor 3xx.
+    refused: int = 0
+
+
+class Load(Protocol):
+    """See the module."""
+
+    @property
+    def name(self) -> str: ...
+
+    def size(self, port: int, seconds: float) -> float: ...
+
+    def run(self, port: int, size: float) -> LoadResult: ...
 
 
 def parse_redis(output: str, operations: int) -> LoadResult:
-    """From ``redis-benchmark --csv``."""
-    rows = list(csv.DictReader(line for line in output.splitlines() if line.startswith('"')))
-    if len(rows) != 1 or "rps" not in rows[0]:
+    """From redis-benchmark's report: the rate, and its latency distribution."""
+    rate = re.search(r"throughput summary: ([\d.]+) requests per second", output)
+    steps = [
+        (float(percent), float(value))
+        for percent, value in re.findall(
+            r"^([\d.]+)% <= ([\d.]+) milliseconds \(cumulative count", output, re.MULTILINE
+        )
+    ]
+    if rate is None or not steps:
         raise LoadError(f"redis-benchmark printed no result: {output.strip()[-300:]}")
-    row = rows[0]
-    return LoadResult(
-        operations, float(row["rps"]), float(row["p50_latency_ms"]), float(row["p99_latency_ms"])
-    )
+    values = [
+        next((value for reached, value in steps if reached >= wanted), steps[-1][1])
+        for wanted in (50.0, 99.0, 99.9)
+    ]
+    return LoadResult(operations, float(rate.group(1)), *values)
 
 
 def parse_wrk(output: str) -> LoadResult:
-    """From ``wrk --latency``; raises :class:`LoadError` for anything but 2xx and 3xx."""
-    if problem := re.search(r"Non-2xx.*|Socket errors:.*", output):
+    """From ``wrk --latency`` with :meth:`WrkLoad.script`."""
+    if problem := re.search(r"Socket errors:.*", output):
         raise LoadError(problem.group())
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     total = re.search(r"(\d+) requests in", output)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
     times = {
         percent: float(value) * _UNITS[unit]
         for percent, value, unit in re.findall(r"\s(50|99)%\s+([\d.]+)(us|ms|s|m)\b", output)
     }
-    if total is None or rate is None or len(times) != 2:
+    last = re.search(r"99\.9%: (\d+) us", output)
+    if total is None or rate is None or len(times) != 2 or last is None:
         raise LoadError(f"wrk printed no result: {output.strip()[-300:]}")
-    return LoadResult(int(total.group(1)), float(rate.group(1)), times["50"], times["99"])
+    return LoadResult(
+        int(total.group(1)),
+        float(rate.group(1)),
+        times["50"],
+        times["99"],
+        int(last.group(1)) / 1000,
+        int(refused.group(1)) if refused else 0,
+    )
 
 
 def _run(command: list[str], seconds: float) -> str:
@@ -65,37 +121,162 @@ def _run(command: list[str], seconds: float) -> str:
 
 @dataclass(frozen=True)
 class RedisLoad:
-    """50 connections, 64-byte values, 10 000 keys."""
+    """redis-benchmark: 50 connections, 10 000 keys."""
 
     command: str
     pipeline: int
+    value_bytes: int = 64
 
     @property
     def name(self) -> str:
-        return f"{self.command.upper()} P={self.pipeline}"
+        big = "" if self.value_bytes == 64 else f", {self.value_bytes} bytes"
+        return f"{self.command.upper()} P={self.pipeline}{big}"
 
-    def run(self, port: int, operations: int) -> LoadResult:
+    def run(self, port: int, size: float) -> LoadResult:
         """That many requests."""
-        command = ["redis-benchmark", "-h", "127.0.0.1", "-p", str(port), "-c", "50", "-d", "64"]
-        command += ["-r", "10000", "-P", str(self.pipeline), "-t", self.command, "--csv"]
-        return parse_redis(_run([*command, "-n", str(operations)], 60), operations)
+        operations = int(size)
+        command = ["redis-benchmark", "-h", "127.0.0.1", "-p", str(port), "-c", "50"]
+        command += ["-d", str(self.value_bytes), "-r", str(KEYS), "-P", str(self.pipeline)]
+        command += ["-t", self.command, "-n", str(operations)]
+        return parse_redis(_run(command, 60), operations)
 
-    def operations(self, port: int, seconds: float) -> int:
-        """How many requests take about ``seconds``; also warms up."""
+    def size(self, port: int, seconds: float) -> float:
         probe = self.run(port, _PROBE * (4 if self.pipeline > 1 else 1))
         return max(_PROBE, int(probe.per_second * seconds))
 
 
+_SCRIPT = """\
+wrk.method = "{method}"
+wrk.body = {body}
+{headers}
+function done(summary, latency, requests)
+  io.write(string.format("99.9%%: %d us\\n", latency:percentile(99.9)))
+end
+"""
+
+
 @dataclass(frozen=True)
 class WrkLoad:
-    """64 connections, one thread, keep-alive."""
+    """wrk: one thread, keep-alive."""
 
     name: str
     path: str
     connections: int = 64
+    method: str = "GET"
+    body_bytes: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
 
-    def run(self, port: int, seconds: float) -> LoadResult:
+    def script(self) -> str:
+        """The Lua that wrk runs."""
+        headers = "\n".join(f'wrk.headers["{k}"] = "{v}"' for k, v in self.headers.items())
+        body = f'string.rep("x", {self.body_bytes})' if self.body_bytes else "nil"
+        return _SCRIPT.format(method=self.method, body=body, headers=headers)
+
+    def run(self, port: int, size: float) -> LoadResult:
         """wrk takes whole seconds."""
-        whole = max(1, round(seconds))
-        command = ["wrk", "-t1", f"-c{self.connections}", f"-d{whole}s", "--latency"]
-        return parse_wrk(_run([*command, f"http://127.0.0.1:{port}{self.path}"], whole))
+        whole = max(1, round(size))
+        with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+            script.write(self.script())
+            script.flush()
+            command = ["wrk", "-t1", f"-c{self.connections}", f"-d{whole}s", "--latency"]
+            command += ["-s", script.name, f"http://127.0.0.1:{port}{self.path}"]
+            return parse_wrk(_run(command, whole))
+
+    def size(self, port: int, seconds: float) -> float:
+        self.run(port, 1)
+        return seconds
+
+
+@dataclass(frozen=True)
+class StreamLoad:
+    """Prepared RESP requests over 50 connections, each with one operation in flight."""
+
+    name: str
+    requests: Sequence[tuple[bytes, int]]
+    connections: int = 50
+
+    def run(self, port: int, size: float) -> LoadResult:
+        """That many operations."""
+        operations = int(size)
+        try:
+            outcome = drive(
+                port,
+                self.requests,
+                resp_replies,
+                connections=self.connections,
+                operations=operations,
+            )
+        except (EngineError, OSError) as error:
+            raise LoadError(f"{self.name}: {error}") from None
+        times = [outcome.percentile(percent) * 1000 for percent in (50, 99, 99.9)]
+        return LoadResult(operations, operations / outcome.seconds, *times)
+
+    def size(self, port: int, seconds: float) -> float:
+        return max(_PROBE, int(self.run(port, _PROBE).per_second * seconds))
+
+
+@dataclass(frozen=True)
+class OpenLoad:
+    """Open loop: Poisson arrivals at ``rate`` per second, latencies from when each was due."""
+
+    name: str
+    requests: Sequence[tuple[bytes, int]]
+    rate: float
+    http: bool
+    connections: int = 64
+
+    def run(self, port: int, size: float) -> LoadResult:
+        """That many operations."""
+        operations = int(size)
+        try:
+            outcome = drive(
+                port,
+                self.requests,
+                http_replies if self.http else resp_replies,
+                connections=self.connections,
+                operations=operations,
+                rate=self.rate,
+            )
+        except (EngineError, OSError) as error:
+            raise LoadError(f"{self.name}: {error}") from None
+        times = [outcome.percentile(percent) * 1000 for percent in (50, 99, 99.9)]
+        return LoadResult(operations, operations / outcome.seconds, *times)
+
+    def size(self, port: int, seconds: float) -> float:
+        self.run(port, max(50.0, self.rate / 4))
+        return max(100, int(self.rate * seconds))
+
+
+def _key(rank: int) -> bytes:
+    return b"key:%012d" % rank
+
+
+def zipf_mix(writes: float, count: int = 50_000) -> list[tuple[bytes, int]]:
+    """GETs and this share of SETs of 64 bytes, over Zipf 1.1 keys."""
+    rng = random.Random(7)
+    zipf = Zipf(KEYS, 1.1, rng)
+    value = b"x" * 64
+    requests = []
+    for _ in range(count):
+        key = _key(zipf.draw())
+        write = rng.random() < writes
+        command = [b"SET", key, value] if write else [b"GET", key]
+        requests.append((encode_command(command), 1))
+    return requests
+
+
+def transactions(count: int = 5_000) -> list[tuple[bytes, int]]:
+    """MULTI, SET, GET, EXEC in one piece."""
+    rng = random.Random(7)
+    requests = []
+    for _ in range(count):
+        key = _key(rng.randrange(KEYS))
+        parts = ([b"MULTI"], [b"SET", key, b"x" * 64], [b"GET", key], [b"EXEC"])
+        requests.append((b"".join(encode_command(part) for part in parts), 4))
+    return requests
+
+
+def http_get(path: str, headers: dict[str, str] | None = None) -> list[tuple[bytes, int]]:
+    """One GET, for :class:`OpenLoad`."""
+    fields = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+    return [(f"GET {path} HTTP/1.1\r\nHost: bench\r\n{fields}\r\n".encode(), 1)]

@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import peers
-from bench.loads import LoadError, LoadResult, parse_redis, parse_wrk
+from bench.engine import EngineError, drive, http_replies, resp_replies
+from bench.loads import LoadError, LoadResult, WrkLoad, parse_redis, parse_wrk, zipf_mix
 from bench.processes import Process, ProcessError, free_ports
-from bench.report import Row, medians, write
+from bench.report import Row, disagreements, markdown, medians, write
+from bench.scenarios import SCENARIOS
 
 REDIS = """\
-"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms","p99_latency_ms","max_latency_ms"
-"GET","67252.19","0.469","0.120","0.463","0.711","0.943","2.311"
+Latency by percentile distribution:
+0.000% <= 0.071 milliseconds (cumulative count 2)
+50.000% <= 0.463 milliseconds (cumulative count 11961)
+98.438% <= 0.615 milliseconds (cumulative count 19690)
+99.219% <= 0.943 milliseconds (cumulative count 19856)
+99.805% <= 1.527 milliseconds (cumulative count 19961)
+99.902% <= 1.735 milliseconds (cumulative count 19981)
+100.000% <= 1.943 milliseconds (cumulative count 20000)
+
+Cumulative distribution of latencies:
+0.025% <= 0.103 milliseconds (cumulative count 5)
+100.000% <= 2.007 milliseconds (cumulative count 20000)
+
+Summary:
+  throughput summary: 67252.19 requests per second
 """
 WRK = """\
 Running 1s test @ http://127.0.0.1:8002/api/products
@@ -33,57 +54,187 @@ Running 1s test @ http://127.0.0.1:8002/api/products
   61162 requests in 1.10s, 15.87MB read
 Requests/sec:  55524.98
 Transfer/sec:     14.41MB
+99.9%: 4812 us
 """
 
 
 def test_redis_benchmark_is_read() -> None:
-    assert parse_redis(REDIS, 500) == LoadResult(500, 67252.19, 0.463, 0.943)
-    for broken in ("", "Could not connect to Redis", REDIS.splitlines()[0]):
+    assert parse_redis(REDIS, 500) == LoadResult(500, 67252.19, 0.463, 0.943, 1.735)
+    for broken in ("", "Could not connect to Redis", REDIS.partition("Summary")[0]):
         with pytest.raises(LoadError, match="no result"):
             parse_redis(broken, 500)
 
 
 def test_wrk_is_read() -> None:
-    assert parse_wrk(WRK) == LoadResult(61162, 55524.98, 0.99, 2.46)
-    with pytest.raises(LoadError, match="no result"):
-        parse_wrk("")
-    with pytest.raises(LoadError, match="Non-2xx or 3xx responses: 7"):
-        parse_wrk(WRK + "  Non-2xx or 3xx responses: 7\n")
+    assert parse_wrk(WRK) == LoadResult(61162, 55524.98, 0.99, 2.46, 4.812)
+    assert parse_wrk(WRK + "  Non-2xx or 3xx responses: 7\n").refused == 7
+    for broken in ("", WRK.partition("99.9%")[0]):
+        with pytest.raises(LoadError, match="no result"):
+            parse_wrk(broken)
     with pytest.raises(LoadError, match="Socket errors: connect 0, read 3"):
         parse_wrk(WRK + "  Socket errors: connect 0, read 3, write 0, timeout 0\n")
 
 
-def test_medians_keep_the_order_and_join_runs() -> None:
-    def row(target: str, rate: float, proxy: float | None) -> Row:
-        return Row(target, "GET", rate, 1.0, 2.0, proxy, 0.5, 3.0)
+def test_wrk_is_told_what_to_send() -> None:
+    load = WrkLoad("x", "/", method="POST", body_bytes=9, headers={"A": "b"})
+    assert 'wrk.method = "POST"' in load.script()
+    assert 'wrk.body = string.rep("x", 9)' in load.script()
+    assert 'wrk.headers["A"] = "b"' in load.script()
 
+
+def row(target: str, rate: float, proxy: float | None, load: str = "GET") -> Row:
+    return Row(target, load, rate, 1.0, 2.0, 3.0, proxy, 0.5, 3.0)
+
+
+def test_medians_keep_the_order_and_join_runs() -> None:
     rows = [row("b", 3, 9.0), row("a", 1, None), row("b", 1, 1.0), row("b", 2, 5.0)]
     assert medians(rows) == [row("b", 2, 5.0), row("a", 1, None)]
 
 
+ABOUT: dict[str, Any] = {
+    "scenario": "redis",
+    "title": "A title",
+    "reference": "peer",
+    "taken": "now",
+    "machine": "m",
+    "load_average": 0.1,
+    "python": "3",
+    "rounds": 3,
+    "seconds": 1.0,
+    "quick": True,
+    "left_out": {"envoy": "no envoy"},
+}
+
+
 def test_results_are_written(tmp_path: Path) -> None:
-    about = {"kind": "redis", "taken": "now", "machine": "m", "python": "3", "rounds": 1}
-    about |= {"seconds": 1.0, "quick": True, "left_out": {"envoy": "no envoy"}}
-    rows = [Row("nexus", "GET P=1", 1000.0, 0.5, 1.25, 7.5, 2.0, 30.0)]
-    paths = write(tmp_path, about, rows)
-    assert [path.name for path in paths] == ["peers-redis-quick.json", "peers-redis-quick.md"]
+    rows = [Row("nexus", "GET P=1", 1000.0, 0.5, 1.25, 2.5, 7.5, 2.0, 30.0)]
+    rows += [Row("peer", "GET P=1", 1000.0, 0.5, 1.25, 2.5, 10.0, 2.0, 30.0)]
+    paths = write(tmp_path, ABOUT, rows)
+    assert [path.suffix for path in paths] == [".json", ".md", ".svg"]
+    assert {path.stem for path in paths} == {"peers-redis-quick"}
     assert json.loads(paths[0].read_text())["medians"][0]["proxy_us"] == 7.5
     text = paths[1].read_text()
-    assert "| nexus | 1,000 | 0.50 | 1.25 | 7.50 | 2.00 | 30.0 |" in text
+    assert "| nexus | 1,000 | 0.50 | 1.25 | 2.50 | 7.50 | 2.00 | 30.0 | 0.75 |" in text
     assert "measures nothing" in text
     assert "Left out: envoy (no envoy)." in text
+    assert "<svg" in paths[2].read_text()
 
 
-@pytest.mark.parametrize("kind", ["redis", "http"])
-def test_every_placeholder_of_every_configuration_is_known(kind: str) -> None:
-    known = {"PORT", "SPARE", "REDIS", "WEB_A", "WEB_B", "DIR", "CONFIG"}
+def test_ratios_are_taken_within_a_round() -> None:
+    # The machine slows down threefold; each round's ratio is the same.
+    rows = [
+        r for slow in (1, 3, 2) for r in (row("peer", 1, 10.0 * slow), row("us", 1, 8.0 * slow))
+    ]
+    assert "| us | 1 | 1.00 | 2.00 | 3.00 | 16.00 | 0.50 | 3.0 | 0.80 |" in markdown(ABOUT, rows)
+
+
+def test_two_runs_agree_or_not() -> None:
+    def document(cost: float, scenario: str = "redis") -> dict[str, Any]:
+        runs = [asdict(row("peer", 1, 10.0)), asdict(row("us", 1, cost))]
+        return ABOUT | {"scenario": scenario, "runs": runs}
+
+    assert disagreements(document(8.0), document(8.7)) == []
+    assert disagreements(document(8.0), document(9.0)) == ["GET, us: 0.80 and 0.90 (+12%)"]
+    with pytest.raises(ValueError, match="redis and http"):
+        disagreements(document(8.0), document(8.0, "http"))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenarios_are_whole(name: str) -> None:
+    scenario = SCENARIOS[name]
+    known = {"PORT", "SPARE", "DIR", "CONFIG", "SECRET", "JWKS", *scenario.ports}
+    known |= {"KAFKA"} if scenario.kafka else set()
     configs = Path(peers.__file__).with_name("peers")
-    for peer in peers._PEERS[kind]:
+    for peer in (scenario.backend, *scenario.peers):
         texts = [" ".join(peer.command)]
-        texts += [(configs / name).read_text() for name in (peer.config, *peer.extra) if name]
+        texts += [(configs / file).read_text() for file in (peer.config, *peer.extra) if file]
         used = set(re.findall(r"@([A-Z_]+)@", " ".join(texts)))
         assert used <= known
-        assert "PORT" in used
+        assert used & {"PORT", *scenario.ports}
+    names = [scenario.backend.name, *(peer.name for peer in scenario.peers)]
+    assert scenario.reference in names
+    assert len(set(names)) == len(names)
+    loads = [load.name for load in scenario.loads()]
+    assert loads
+    assert len(set(loads)) == len(loads)
+
+
+class SlowServer:
+    """Answers PONG to each CRLF line, one connection after another; ``pause`` holds it up once."""
+
+    def __init__(self, reply: bytes = b"+PONG\r\n", pause: float = 0.0) -> None:
+        self._reply = reply
+        self._pause = pause
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        answered = 0
+        with connection:
+            while data := connection.recv(65536):
+                for _ in range(data.count(b"\n")):
+                    answered += 1
+                    if answered == 20:
+                        time.sleep(self._pause)
+                    connection.sendall(self._reply)
+
+    def close(self) -> None:
+        self._listener.close()
+        self._thread.join(5)
+
+
+@pytest.fixture
+def stalling() -> Iterator[SlowServer]:
+    with closing(SlowServer(pause=0.5)) as server:
+        yield server
+
+
+PING = [(b"PING\r\n", 1)]
+
+
+def test_an_open_loop_counts_what_waits_behind_a_stall(stalling: SlowServer) -> None:
+    outcome = drive(stalling.port, PING, resp_replies, connections=1, operations=120, rate=200.0)
+    # 100 requests fell due while it slept for half a second: many waited, not one.
+    assert sum(latency > 0.1 for latency in outcome.latencies) > 40
+    assert outcome.percentile(100) > 0.4
+    assert len(outcome.latencies) == 120
+
+
+def test_a_closed_loop_does_not(stalling: SlowServer) -> None:
+    outcome = drive(stalling.port, PING, resp_replies, connections=1, operations=120)
+    assert sum(latency > 0.1 for latency in outcome.latencies) == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "replies", "problem"),
+    [
+        (b"-ERR no\r\n", resp_replies, "an error reply: ERR no"),
+        (b"+A\r\n+B\r\n", resp_replies, "more replies than requests"),
+        (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", http_replies, "not a 200"),
+        (b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n", http_replies, "without Content-Length"),
+    ],
+)
+def test_a_bad_reply_ends_the_run(reply: bytes, replies: Any, problem: str) -> None:
+    with closing(SlowServer(reply)) as server, pytest.raises(EngineError, match=problem):
+        drive(server.port, PING, replies, connections=1, operations=5)
+
+
+def test_http_replies_are_counted_in_pieces() -> None:
+    replies = http_replies()
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc" * 3
+    assert sum(replies.feed(whole[i : i + 1]) for i in range(len(whole))) == 3
+    assert http_replies().feed(whole) == 3
+
+
+def test_the_mix_is_skewed_and_writes_its_share() -> None:
+    requests = [request for request, _ in zipf_mix(0.05, 5000)]
+    writes = sum(b"SET" in request for request in requests)
+    assert 0.03 < writes / 5000 < 0.07
+    hottest = sum(b"key:000000000000" in request for request in requests)
+    assert hottest / 5000 > 0.1
 
 
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); {rest}"
@@ -126,6 +277,6 @@ def test_free_ports_are_different() -> None:
 def test_missing_tools_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(peers, "_which", lambda tool: None if tool == "wrk" else tool)
+    monkeypatch.setattr(peers, "which", lambda tool: None if tool == "wrk" else tool)
     assert peers.main(["http", "--quick"]) == 2
     assert "missing: wrk (apt-get install wrk)" in capsys.readouterr().err
