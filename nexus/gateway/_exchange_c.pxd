@@ -1,152 +1,43 @@
 cimport cython
 from nexus._speedups._http1_c cimport RequestHead, ResponseHead
-from nexus.gateway._core_c cimport Core, Series
-from nexus.gateway._pool_c cimport Pool
-from nexus.gateway._ports_c cimport ClientPort, ResponseSink
-from nexus.gateway._upstream_c cimport UpstreamConnection
-from nexus.gateway._primitives cimport monotonic_ns
+from nexus.gateway._attempts_c cimport Attempts
+from nexus.gateway._compose_c cimport (
+    RESPONSE_DROP,
+    bodiless_length,
+    request_fields,
+    response_fields,
+)
+from nexus.gateway._core_c cimport Core
+from nexus.gateway._request_c cimport (
+    COLLECTING,
+    DONE,
+    FREE,
+    ID_FIELD,
+    SENT,
+    STREAMING,
+    TUNNEL,
+)
 from nexus.gateway._routes_c cimport Route
-from nexus.observability._record_c cimport RequestRecord
-from nexus.policy._balance_c cimport Server
-from nexus.policy._breaker_c cimport Breaker
+from nexus.gateway._upstream_c cimport UpstreamConnection
 
-cdef int _FREE, _WAITING, _SENT, _STREAMING, _BACKOFF, _TUNNEL, _COLLECTING, _DONE
-cdef int _CONTENT_TYPE, _CONTENT_ENCODING, _CACHE_CONTROL, _ETAG, _LOCATION, _FORWARDED_FOR
-cdef int _REQUEST_ID, _CORRELATION_ID, _IDEMPOTENCY_KEY, _USER_AGENT, _TRACEPARENT, _TRACESTATE
-cdef int _UPGRADE
-cdef int _RESPONSE_DROP
-cdef bytes _ID_FIELD
+cdef int _IDEMPOTENCY_KEY, _UPGRADE
 
 
-cdef class Exchange(ResponseSink):
-    cdef readonly Core core
-    cdef readonly ClientPort session
-    cdef public str peer
-    cdef public str ip
-    cdef public bint trusted
-    cdef public unsigned long long limit_key
-    cdef readonly UpstreamConnection connection
-    cdef readonly Server server
-    cdef public bytes scheme
-    cdef readonly bytes host
-    cdef Series _series
-    cdef bytes _forwarded
-    cdef bytes _forwarded_host
-    cdef int _state
-    cdef list _held
-    cdef list _tried
-    cdef public Route route
-    cdef public str client_id
-    cdef public int status
-    cdef public str reason
-    cdef readonly int attempt
-    cdef readonly long long bytes_in
-    cdef readonly long long bytes_out
-    cdef readonly bint replayable
-    cdef readonly bint request_done
-    cdef readonly bint proxied
-    cdef readonly bint wraps
-    cdef readonly int upstream_status
-    cdef readonly str upstream_url
-    cdef readonly long long upstream_started
-    cdef readonly long long upstream_ns
-    cdef readonly str retry_skipped
-    cdef readonly bytes user_agent
-    cdef readonly bytes inbound_request_id
-    cdef readonly bytes correlation_id
-    cdef public str trace_id
-    cdef public str span_id
-    cdef public str parent_span_id
-    cdef public str upstream_span_id
-    cdef public bytes tracestate
-    cdef public bint sampled
-    cdef public bint expects
-    cdef bint _prefix_sent
-    cdef long long _held_size
-    cdef bint _retrying
-    cdef bint _responded
-    cdef bint _keyed
-    cdef bint _keep
-    cdef bint _chunked_out
-    cdef bint _continued
-    cdef long long _collect_limit
-    cdef long long _permit
-    cdef tuple _fallback
-    cdef readonly long long started
-    cdef readonly long long wall_ns
-    cdef readonly bytes request_id
-    cdef readonly bytes stamp
-    cdef readonly bytes method
-    cdef readonly bytes target
-    cdef readonly int minor
-    cdef bint _bodiless
-    cdef long long _content_length
-    cdef bint _chunked_in
-    cdef long long _deadline_total
-    cdef bytes _target_out
-    cdef bint _upgrading
-    cdef bytes _fields
-
-    cdef object _clear(self)
-    @cython.locals(core=Core, now=cython.longlong, wall_ms=cython.longlong)
-    cpdef object begin(self, RequestHead head, bint has_body)
-    cpdef object begin_refused(self)
-    cpdef object note(self, RequestHead head)
-    @cython.locals(core=Core)
-    cpdef object reject(self, int status, str reason, str message, bytes extra=*)
-    @cython.locals(core=Core, keep=cython.bint)
-    cpdef object answer(self, int status, bytes body, bytes content_type, bytes extra=*)
-    cpdef object collect(self, long long limit)
-    cpdef object invite(self)
-    cdef object _call_handler(self, bytes body)
-    cdef bytes _last_fields(self, bint keep)
-    cdef object _send(self, bytes data)
-    @cython.locals(core=Core, drop=cython.int, route=Route, path=bytes)
+cdef class Exchange(Attempts):
+    @cython.locals(route=Route, path=bytes)
     cpdef object forward(self, RequestHead head)
-    cdef bytes _forwarding(self, RequestHead head)
-    cdef bytes _framing_out(self, RequestHead head)
-    @cython.locals(core=Core, now=cython.longlong, connection=UpstreamConnection, server=Server, pool=Pool, breaker=Breaker)
-    cdef object _attempt(self)
     @cython.locals(core=Core, until=cython.longlong)
     cdef object _await_response(self)
     @cython.locals(state=cython.int)
     cpdef object on_request_body(self, bytes data, bint last)
-    cdef object _collect(self, bytes data, bint last)
     cdef object _too_large(self)
-    @cython.locals(drop=cython.int, wraps=cython.bint, route=Route, prefix=bytes)
-    cdef tuple _compose(self, ResponseHead head, bint empty)
-    cdef bytes _bodiless_length(self, int status, long long length, bint wraps)
+    @cython.locals(status=cython.int, keep=cython.bint, wraps=cython.bint)
+    cpdef object on_response(self, object connection, ResponseHead head, bytes body, bint complete)
     cdef object _set_aside(self, UpstreamConnection connection, ResponseHead head, bytes body, bint complete)
-    cdef object _give_up(self, int status, str reason, str message)
     cdef object _end(self, UpstreamConnection connection, bytes block, bytes extra, bytes body, bint keep)
     cdef object _stream(self, bytes block, bytes extra, bytes body, long long length, bint keep)
     cdef bytes _frame(self, bytes data)
     cpdef object on_tunnel_data(self, bytes data)
-    @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)
-    cdef object _failed(self, object failure, str reason)
-    cdef object _decide(self, object failure, int status, bint sent=*)
-    cdef object _back_off(self, long long delay)
-    cdef object _end_retry(self)
-    @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)
-    cdef object _attempt_answered(self, int status)
-    cdef bint _may_repeat(self) except -1
-    cdef object _repeat(self)
-    cdef object _opened(self, object server)
-    cdef object _release_breaker(self)
-    @cython.locals(server=Server)
-    cdef object _leave_server(self)
-    cdef object _let_go_of_upstream(self)
-    cpdef object break_off(self, str reason)
-    cpdef object cancel(self, int status, str reason)
     cpdef object block_client(self, bint watched)
     cpdef object unblock_client(self)
     cpdef object close_upstream_writing(self)
-    cdef object _finish(self, bint keep)
-    @cython.locals(core=Core, duration=cython.longlong, series=Series)
-    cdef object _finish_record(self)
-    @cython.locals(record=RequestRecord)
-    cdef RequestRecord _record(self, long long duration)
-    cdef bytes _location(self, bytes value, bytes prefix)
-
-    @cython.locals(status=cython.int, keep=cython.bint, wraps=cython.bint)
-    cpdef object on_response(self, object connection, ResponseHead head, bytes body, bint complete)

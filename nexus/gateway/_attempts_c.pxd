@@ -1,0 +1,39 @@
+cimport cython
+from nexus.gateway._core_c cimport Core
+from nexus.gateway._pool_c cimport Pool
+from nexus.gateway._primitives cimport monotonic_ns
+from nexus.gateway._request_c cimport (
+    BACKOFF,
+    DONE,
+    FREE,
+    ID_FIELD,
+    SENT,
+    STREAMING,
+    TUNNEL,
+    WAITING,
+    ServedRequest,
+)
+from nexus.gateway._upstream_c cimport UpstreamConnection
+from nexus.policy._balance_c cimport Server
+from nexus.policy._breaker_c cimport Breaker
+
+
+cdef class Attempts(ServedRequest):
+    @cython.locals(core=Core, now=cython.longlong, connection=UpstreamConnection, server=Server, pool=Pool, breaker=Breaker)
+    cdef object _attempt(self)
+    @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)
+    cdef object _attempt_answered(self, int status)
+    cdef bint _may_repeat(self) except -1
+    cdef object _repeat(self)
+    @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)
+    cdef object _failed(self, object failure, str reason)
+    cdef object _decide(self, object failure, int status, bint sent=*)
+    cdef object _back_off(self, long long delay)
+    cdef object _give_up(self, int status, str reason, str message)
+    cdef object _opened(self, object server)
+    cdef object _release_breaker(self)
+    @cython.locals(server=Server)
+    cdef object _leave_server(self)
+    cdef object _let_go_of_upstream(self)
+    cpdef object break_off(self, str reason)
+    cpdef object cancel(self, int status, str reason)

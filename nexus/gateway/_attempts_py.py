@@ -1,0 +1,297 @@
+# cython: annotation_typing=False
+"""Attempts at upstreams: which server is tried, when again, what breaker and budget are told.
+
+::
+
+    _attempt ─► balancer ─► breaker ─► pool ─► on_connected (`_exchange_py` sends the request)
+        ▲                                          │ no response, or one that may be retried
+        └──────── BACKOFF ◄─── decide (retry) ◄────┘ else: give up, or pass on what came
+
+One source, compiled as ``_attempts_c``; the middle of three classes, see ``_request_py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import cython  # type: ignore[import-untyped]
+
+from nexus.policy.retry import IDEMPOTENT, Failure, decide
+
+if not cython.compiled:
+    from time import monotonic_ns
+
+    from nexus.gateway._pool_py import Pool
+    from nexus.gateway._request_py import (
+        BACKOFF,
+        DONE,
+        FREE,
+        ID_FIELD,
+        SENT,
+        STREAMING,
+        TUNNEL,
+        WAITING,
+        ServedRequest,
+    )
+    from nexus.gateway._upstream_py import UpstreamConnection
+
+__all__ = ["Attempts"]
+
+#: Reasons of failed attempts that were timeouts: 504 instead of 502.
+_TIMEOUTS: Final = frozenset(("connect_timeout", "upstream_timeout", "upstream_stalled"))
+
+
+class Attempts(ServedRequest):
+    """The upstream side of a request, up to the moment in which it answers."""
+
+    def _attempt(self) -> None:
+        core = self.core
+        now = monotonic_ns() if self.attempt else self.started
+        server = core.balancer.pick(None, self._tried)
+        self._permit = 1
+        if core.breakers and server is not None:
+            breaker: Any = server.breaker
+            self._permit = breaker.allow(now)
+            if not self._permit:  # open: now ask all of them, which most requests need not
+                server = core.balancer.pick(core.usable, self._tried)
+                if server is not None:
+                    breaker = server.breaker
+                    self._permit = breaker.allow(now)
+        if server is None or not self._permit:
+            # No upstream, or another worker took the half-open trial between the two questions.
+            if self.attempt:
+                self._give_up(502, "no_upstream_left", "No upstream is left to try.")
+            else:
+                self.reject(503, "no_healthy_upstream", "No upstream is available.")
+            return
+        self.attempt += 1
+        self.server = server
+        self._tried.append(server)
+        server.active += 1
+        server.handled += 1
+        self.upstream_url = server.url
+        self.upstream_started = now
+        self._state = WAITING
+        core.wheel.schedule(self, self._deadline_total)
+        pool: Pool | Any = server.extra
+        connection = pool.acquire(self)
+        if connection is not None:
+            self.on_connected(connection)
+
+    def _attempt_answered(self, status: int) -> None:
+        """A response head: good or bad, the upstream lives."""
+        now = monotonic_ns()
+        core = self.core
+        server = self.server
+        self.upstream_ns = now - self.upstream_started
+        self.upstream_status = status
+        if core.counting:
+            core.count_upstream(server, self.method, status, self.upstream_ns / 1e6)
+        if core.breakers:
+            breaker: Any = server.breaker
+            if status < 500:
+                breaker.record_success(now, self._permit)
+            elif breaker.record_failure(now, self._permit):
+                self._opened(server)
+
+    # ------------------------------------------------------------------------ what can go wrong
+
+    def on_connect_failed(self, reason: str) -> None:
+        if reason == "pool_full":
+            self._release_breaker()
+            self._leave_server()
+            self.reject(503, "upstream_queue_full", "Too many requests wait for an upstream.")
+            return
+        self._failed(Failure.CONNECT, reason)
+
+    def on_lost(self, connection: UpstreamConnection, reason: str) -> None:
+        state = self._state
+        self.connection = None
+        if state == SENT:
+            if reason == "closed" or reason == "reset":
+                if connection.raced() and self._may_repeat():
+                    self._repeat()
+                    return
+                self._failed(Failure.RESET, f"upstream_{reason}")
+            else:
+                self._failed(Failure.MALFORMED, reason)
+        elif state == STREAMING:
+            self._leave_server()
+            self.break_off("upstream_truncated")
+        elif state == TUNNEL:
+            self._leave_server()
+            self._finish_record()
+            self._state = DONE
+            self.session.tunnel_ended()
+
+    def _may_repeat(self) -> bool:
+        """Whether the request can be sent once more though the upstream may have seen it."""
+        return (
+            self.attempt < self.core.retry_policy.max_attempts
+            and self.replayable
+            and (self.method in IDEMPOTENT or self._keyed)
+        )
+
+    def _repeat(self) -> None:
+        """A keep-alive race costs an attempt, but no delay, no budget, and nothing at the breaker.
+
+        The upstream timed an idle connection out while the request was on its way (RFC 9112 §9.5
+        wants clients to be ready for that at any time). So it goes out again, on a new connection.
+        """
+        core = self.core
+        self.attempt += 1
+        core.count("nexus_upstream_keepalive_races_total", self.upstream_url)
+        self._state = WAITING
+        core.wheel.schedule(self, self._deadline_total)
+        self.server.extra.acquire_new(self)
+
+    def on_deadline(self, now: int) -> None:  # noqa: ARG002
+        state = self._state
+        if state == SENT:
+            self.connection.discard()
+            self.connection = None
+            stalled = not self.request_done
+            self._failed(Failure.TIMEOUT, "upstream_stalled" if stalled else "upstream_timeout")
+        elif state == WAITING:
+            self.server.extra.cancel(self)
+            self._release_breaker()
+            self._leave_server()
+            self.reject(504, "queue_timeout", "No upstream connection became free in time.")
+        elif state == BACKOFF:
+            self._attempt()
+        elif state == STREAMING:
+            self._let_go_of_upstream()
+            self.break_off("stream_idle")
+
+    def _failed(self, failure: Failure, reason: str) -> None:
+        """An attempt gave no response."""
+        now = monotonic_ns()
+        core = self.core
+        server = self.server
+        self.upstream_ns = now - self.upstream_started
+        self.upstream_status = 0
+        if core.counting:
+            core.count_upstream(server, self.method, 0, self.upstream_ns / 1e6)
+        if core.breakers and server.breaker.record_failure(now, self._permit):
+            self._opened(server)
+        sent = failure is not Failure.CONNECT
+        self._leave_server()
+        decision = self._decide(failure, 0, sent)
+        if decision.retry:
+            self._back_off(decision.delay_ns)
+            return
+        if failure is Failure.MALFORMED:
+            self._keep = False  # neither connection is believed any more
+        if reason in _TIMEOUTS:
+            self._give_up(504, reason, "The upstream did not answer in time.")
+        else:
+            self._give_up(502, reason, "The upstream could not be reached or broke off.")
+
+    def _decide(self, failure: Failure, status: int, sent: bool = True) -> Any:
+        core = self.core
+        self._end_retry()
+        decision = decide(
+            core.retry_policy,
+            core.budget,
+            core.rng,
+            attempt=self.attempt,
+            method=self.method,
+            failure=failure,
+            status=status,
+            sent=sent,
+            response_started=self._responded,
+            body_replayable=self.replayable,
+            idempotency_key=self._keyed,
+            now_ns=core.wheel.now,
+            deadline_ns=self._deadline_total,
+        )
+        if not decision.retry:
+            self.retry_skipped = decision.why_not
+            core.count("nexus_retries_skipped_total", decision.why_not)
+        return decision
+
+    def _back_off(self, delay: int) -> None:
+        self._retrying = True
+        self._leave_server()
+        self.core.count("nexus_retries_total", self.upstream_url)
+        self._state = BACKOFF
+        self.core.wheel.schedule(self, self.core.wheel.now + delay)
+
+    def _give_up(self, status: int, reason: str, message: str) -> None:
+        """No attempt is left: a real response that an earlier one gave is better than ours."""
+        fallback = self._fallback
+        if fallback is None:
+            self.reject(status, reason, message)
+            return
+        keep = self._keep and self.request_done and not self.core.draining
+        self.status, block, extra, body = fallback
+        self._send(
+            b"".join(
+                (
+                    block,
+                    extra,
+                    self.core.via,
+                    ID_FIELD,
+                    self.request_id,
+                    self._last_fields(keep),
+                    body,
+                )
+            )
+        )
+        self._finish(keep)
+
+    # ------------------------------------------------------------------------------- letting go
+
+    def _opened(self, server: Any) -> None:
+        core = self.core
+        core.count("nexus_circuit_breaker_opens_total", server.url)
+        if core.events is not None:
+            core.events.circuit_opened(
+                server.url, self.method.decode("latin-1"), self.target.decode("latin-1")
+            )
+
+    def _release_breaker(self) -> None:
+        """The attempt says nothing about the upstream."""
+        if self.core.breakers and self.server is not None:
+            self.server.breaker.release(monotonic_ns(), self._permit)
+
+    def _leave_server(self) -> None:
+        server = self.server
+        if server is not None:
+            self.server = None
+            server.active -= 1
+
+    def _let_go_of_upstream(self) -> None:
+        """Whatever was under way there is of no interest any more."""
+        self.deadline = 0
+        connection = self.connection
+        if connection is not None:
+            self.connection = None
+            if self._state == SENT:
+                self._release_breaker()
+            connection.discard()
+        elif self._state == WAITING and self.server is not None:
+            self.server.extra.cancel(self)
+            self._release_breaker()
+        self._leave_server()
+
+    def break_off(self, reason: str) -> None:
+        """The response cannot be completed: no suffix, no last chunk, the connection ends."""
+        self._let_go_of_upstream()
+        self.reason = reason
+        self.core.count("nexus_rejections_total", reason)
+        self._finish_record()
+        self._state = DONE
+        self.session.break_off()
+
+    def cancel(self, status: int, reason: str) -> None:
+        """The client is gone; nothing can be sent any more."""
+        if self._state == FREE or self._state == DONE:
+            return
+        self._let_go_of_upstream()
+        if self._state != TUNNEL:
+            self.status = status
+            self.reason = reason
+            self.core.count("nexus_rejections_total", reason)
+        self._finish_record()
+        self._state = DONE

@@ -1,0 +1,137 @@
+# cython: annotation_typing=False
+"""Heads as they leave: a request's fields for the upstream, a response's for the client.
+
+Everything is re-serialised from what was parsed; ours come last. One source, compiled as
+``_compose_c``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import cython  # type: ignore[import-untyped]
+
+from nexus.gateway.envelope import is_wrappable
+from nexus.wire.http1 import FRAMING, HOP, LOCATION_CATEGORY, OURS, REPRESENTATION, field
+
+if not cython.compiled:
+    from nexus._speedups._http1_py import RequestHead, ResponseHead
+    from nexus.gateway._request_py import ServedRequest
+
+__all__ = ["RESPONSE_DROP", "bodiless_length", "request_fields", "response_fields"]
+
+_CONTENT_TYPE: Final = field(b"content-type")
+_CONTENT_ENCODING: Final = field(b"content-encoding")
+_CACHE_CONTROL: Final = field(b"cache-control")
+_ETAG: Final = field(b"etag")
+_LOCATION: Final = field(b"location")
+_FORWARDED_FOR: Final = field(b"x-forwarded-for")
+
+#: Fields of a response that are never passed on as they are.
+RESPONSE_DROP: Final = HOP | FRAMING | OURS
+
+
+def request_fields(request: ServedRequest, head: RequestHead) -> bytes:
+    """The field lines for an upstream, without Host, and the empty line behind them."""
+    core = request.core
+    drop = core.request_drop
+    if not request.trusted:
+        drop |= core.spoofable
+    trace = b""
+    if core.tracer is not None:
+        trace = core.tracer.outgoing(request)
+    return b"".join(
+        (
+            head.fields(drop),
+            b"x-request-id: ",
+            request.request_id,
+            b"\r\n",
+            core.version_field,
+            _forwarding(request, head),
+            request.stamp,
+            b"\r\n",
+            trace,
+            core.via,
+            _framing(head),
+            b"\r\n",
+        )
+    )
+
+
+def _forwarding(request: ServedRequest, head: RequestHead) -> bytes:
+    """Who asked for what, up to our timestamp's value; kept while a client asks one host."""
+    host = head.host
+    if host == request.forwarded_host and not request.trusted:
+        return request.forwarded
+    before = head.joined(_FORWARDED_FOR) if request.trusted else b""
+    chain = before + b", " + request.peer.encode() if before else request.ip.encode()
+    request.forwarded_host = host
+    request.forwarded = b"".join(
+        (
+            b"x-forwarded-for: ",
+            chain,
+            b"\r\nx-forwarded-host: ",
+            host,
+            b"\r\nx-forwarded-proto: ",
+            request.scheme,
+            b"\r\nx-gateway-timestamp: ",
+        )
+    )
+    return request.forwarded
+
+
+def _framing(head: RequestHead) -> bytes:
+    if head.upgrade:
+        return b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    if head.content_length >= 0:
+        return b"Content-Length: %d\r\n" % head.content_length
+    if head.chunked:
+        return b"Transfer-Encoding: chunked\r\n"
+    return b""
+
+
+def response_fields(
+    request: ServedRequest, head: ResponseHead, empty: bool
+) -> tuple[bytes, bytes, bool]:
+    """The upstream's fields, ours in place of some of them, and whether the body is wrapped."""
+    drop = RESPONSE_DROP
+    extra = b""
+    route = request.route
+    prefix = route.prefix
+    if prefix and head.count(_LOCATION):
+        extra = _location(head.value(_LOCATION) or b"", prefix)
+        if extra:
+            drop |= LOCATION_CATEGORY
+    wraps = (
+        request.core.envelope
+        and route.envelope
+        and head.content_length != 0
+        and (request.bodiless or not empty)
+        and is_wrappable(
+            head.status,
+            head.value(_CONTENT_TYPE),
+            head.value(_CONTENT_ENCODING),
+            head.value(_CACHE_CONTROL),
+        )
+    )
+    if wraps:
+        drop |= REPRESENTATION
+        etag = head.value(_ETAG)
+        if etag is not None:
+            weak = etag if etag.startswith(b"W/") else b"W/" + etag
+            extra += b"ETag: " + weak + b"\r\n"
+    return head.block(drop), extra, wraps
+
+
+def bodiless_length(status: int, length: int, wraps: bool) -> bytes:
+    """The length of the body that a GET would have had, where it still is that one."""
+    if wraps or length < 0 or status == 204:
+        return b""
+    return b"Content-Length: %d\r\n" % length
+
+
+def _location(value: bytes, prefix: bytes) -> bytes:
+    """A path-absolute ``Location`` gets the route's prefix back; others stay as they are."""
+    if value.startswith(b"/") and not value.startswith(b"//"):
+        return b"Location: " + prefix + value + b"\r\n"
+    return b""
