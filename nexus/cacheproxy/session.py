@@ -13,19 +13,19 @@ connection can overtake one of the old.
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from nexus._speedups.respscan import BIG, COMMAND, ERROR, INLINE, CommandScanner, arguments
 from nexus.cacheproxy.commands import COMMANDS, Kind
-from nexus.cacheproxy.flow import BARRIER, DOWN, PIN_WAIT, Client, Link, Receiver
+from nexus.cacheproxy.flow import BARRIER, DOWN, PIN_WAIT, Client, Link
+from nexus.cacheproxy.watches import Action, SharedExec, Watch
 from nexus.wire.resp import encode_command, split_inline
 
 if TYPE_CHECKING:
     from nexus.cacheproxy.local import LocalCommands
     from nexus.cacheproxy.pools import LinkState, Pools, SharedLink
 
-__all__ = ["Action", "Session"]
+__all__ = ["Session"]
 
 SHARED: Final = int(Kind.SHARED)
 #: Kinds with one reply and no effect on the connection: on a dedicated link all alike.
@@ -45,31 +45,6 @@ UNCOUNTED: Final = 3
 #: ``-NEXUS…`` is ours, never Redis's.
 _PUSHED_OUT: Final = b"-ERR max number of clients reached\r\n"
 
-
-#: Errors of EXEC behind which the connection is certainly outside of MULTI.
-_EXEC_IS_OVER: Final = (b"-EXECABORT", b"-ERR EXEC without MULTI")
-_EXEC_LEAD: Final = 24
-
-
-class Action(IntEnum):
-    """What a reply decides about the session; see :class:`Watch`."""
-
-    HIDDEN = 0
-    SELECT = 1
-    AUTH = 2
-    HELLO = 3
-    SETNAME = 4
-    SETINFO = 5
-    MULTI = 6
-    EXEC = 7
-    DISCARD = 8
-    WATCH = 9
-    UNWATCH = 10
-    PROBE = 11
-    PAUSE = 12
-    UNPAUSE = 13
-
-
 _TRANSACTION: Final = {
     b"multi": Action.MULTI,
     b"exec": Action.EXEC,
@@ -77,61 +52,6 @@ _TRANSACTION: Final = {
     b"watch": Action.WATCH,
     b"unwatch": Action.UNWATCH,
 }
-
-
-class Watch(Receiver):
-    """Stands in the FIFO for a session whose state depends on this one reply."""
-
-    __slots__ = ("action", "args", "lead", "session")
-
-    def __init__(self, session: Session, action: Action, args: list[bytes]) -> None:
-        super().__init__()
-        self.session = session
-        self.action = action
-        self.args = args
-        #: First bytes of the reply, enough to tell ``+OK``, ``+QUEUED`` and ``-EXECABORT``.
-        self.lead = b""
-
-    def deliver(self, data: bytearray, start: int, end: int, done: int) -> None:
-        if len(self.lead) < 16:
-            self.lead += bytes(data[start : min(end, start + 16)])
-        if done:
-            self.session.decided(self)
-        if self.action != Action.HIDDEN:
-            self.session.deliver(data, start, end, done)
-
-    def pushed(self, data: bytearray, start: int, end: int) -> None:
-        self.session.pushed(data, start, end)
-
-    def lost(self, count: int, partial: bool, error: bytes) -> None:
-        if self.action != Action.HIDDEN:
-            self.session.lost(count, partial, error)
-
-
-class SharedExec(Receiver):
-    """Stands in a shared link's FIFO for the session whose transaction ends there.
-
-    A server that refuses EXEC itself (renamed, say) may still be inside MULTI: such a link is
-    closed at once, before it queues what other clients send.
-    """
-
-    __slots__ = ("_lead", "_link", "_session")
-
-    def __init__(self, session: Session, link: Link) -> None:
-        super().__init__()
-        self._session = session
-        self._link = link
-        self._lead = b""
-
-    def deliver(self, data: bytearray, start: int, end: int, done: int) -> None:
-        if len(self._lead) < _EXEC_LEAD:
-            self._lead += bytes(data[start : min(end, start + _EXEC_LEAD)])
-        if done and self._lead.startswith(b"-") and not self._lead.startswith(_EXEC_IS_OVER):
-            self._link.close()
-        self._session.deliver(data, start, end, done)
-
-    def lost(self, count: int, partial: bool, error: bytes) -> None:
-        self._session.lost(count, partial, error)
 
 
 class Session(Client):
