@@ -67,6 +67,10 @@ load: build ## locust against a running `make run`, objectives checked at the en
 	@$(BIN)/locust -f loadtests/gateway.py --config loadtests/gateway.conf $(ARGS)
 	@$(BIN)/locust -f loadtests/cacheproxy.py --config loadtests/cacheproxy.conf $(ARGS)
 
+.PHONY: soak
+soak: build ## ten minutes of mixed load with faults: ARGS="--minutes 60" for an hour
+	@$(BIN)/python -m proofs.soak --results proofs/results $(ARGS)
+
 .PHONY: prove-crossed
 prove-crossed: build ## no crossed reply in a million tagged operations under faults
 	@$(BIN)/python -m proofs.crossed --operations 1000000 --faults --results proofs/results $(ARGS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,7 +10,7 @@ import matplotlib as mpl
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
-__all__ = ["bars"]
+__all__ = ["bars", "lines"]
 
 #: Same input, same file: no date, no random ids.
 _METADATA = {"Date": None, "Creator": None}
@@ -37,5 +37,27 @@ def bars(path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, fl
         panel.spines[["top", "right"]].set_visible(False)
         panel.margins(x=0.12)
     figure.suptitle(f"{title}: {unit}", fontsize=10, wrap=True)
+    figure.savefig(path, format="svg", metadata=_METADATA)
+    plt.close(figure)
+
+
+def lines(
+    path: Path,
+    title: str,
+    across: str,
+    up: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+) -> None:
+    """A curve for each name: (x, y) points, ``across`` and ``up`` name the axes."""
+    mpl.rcParams["svg.hashsalt"] = "nexus"
+    figure, panel = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    for name, points in series.items():
+        panel.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.2)
+    panel.set_ylim(bottom=0)
+    panel.set_xlabel(across)
+    panel.set_ylabel(up)
+    panel.set_title(title, fontsize=10)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=8)
     figure.savefig(path, format="svg", metadata=_METADATA)
     plt.close(figure)
