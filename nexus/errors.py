@@ -9,6 +9,7 @@
     ├── ProtocolError      the peer broke a protocol; its bytes must not be believed any further
     │   ├── RespError          RESP; carries the text that Redis would answer
     │   ├── HttpError          HTTP/1.1; carries status and reason code to answer with
+    │   ├── ProxyHeaderError   not a PROXY protocol header; the connection is closed
     │   └── EventError         an event that does not follow its schema: dead-letter topic
     └── UpstreamError      the other side of us failed; says whether the request was sent
 """
@@ -25,6 +26,7 @@ __all__ = [
     "ListenError",
     "NexusError",
     "ProtocolError",
+    "ProxyHeaderError",
     "RespError",
     "UpstreamError",
 ]
@@ -77,6 +79,10 @@ class HttpError(ProtocolError):
         self.reason: Final = reason
         self.detail: Final = detail
         super().__init__(f"{status} {reason}: {detail}")
+
+
+class ProxyHeaderError(ProtocolError):
+    """No PROXY protocol header where there must be one."""
 
 
 class EventError(ProtocolError):

@@ -27,10 +27,25 @@ import yaml
 from nexus.errors import ConfigError
 from nexus.redact import MASK, mask_password
 
-__all__ = ["MASK", "Secret", "Settings", "decode", "dump", "load", "read_yaml"]
+__all__ = [
+    "MASK",
+    "RESTART",
+    "Secret",
+    "Settings",
+    "decode",
+    "dump",
+    "keep_restart_only",
+    "load",
+    "needs_restart",
+    "read_yaml",
+]
 
 #: Text that is never printed: ``--check`` shows :data:`MASK` in its place.
 Secret = Annotated[str, msgspec.Meta(extra={"secret": True})]
+
+
+#: Marks a setting that only a restart can change; a reload keeps its old value and says so.
+RESTART: Final = msgspec.Meta(extra={"restart": True})
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,6 +140,38 @@ def read_yaml(file: Path) -> Tree:
 def dump(settings: Settings) -> str:
     """The resolved configuration as YAML, secrets masked: what ``--check`` prints."""
     return yaml.safe_dump(_plain(settings), sort_keys=False, default_flow_style=False)
+
+
+def keep_restart_only(old: S, fresh: S) -> tuple[S, list[str]]:
+    """``fresh``, but with old values where only a restart may change them; and which differed.
+
+    What is marked :data:`RESTART` may stand at any depth of structs, not within lists.
+    """
+    hints = _fields(type(old))
+    changes: dict[str, Any] = {}
+    names: list[str] = []
+    for field in msgspec.structs.fields(type(old)):
+        before, after = getattr(old, field.name), getattr(fresh, field.name)
+        if before == after:
+            continue
+        if needs_restart(hints[field.encode_name]):
+            changes[field.name] = before
+            names.append(field.encode_name)
+        elif isinstance(before, Settings):
+            kept, inner = keep_restart_only(before, after)
+            if inner:
+                changes[field.name] = kept
+                names.extend(f"{field.encode_name}.{name}" for name in inner)
+    return (msgspec.structs.replace(fresh, **changes) if changes else fresh), names
+
+
+def needs_restart(kind: Any) -> bool:
+    """Whether a field of this annotation is marked :data:`RESTART`."""
+    if typing.get_origin(kind) is not Annotated:
+        return False
+    base, *extras = typing.get_args(kind)
+    marked = any(isinstance(m, msgspec.Meta) and (m.extra or {}).get("restart") for m in extras)
+    return marked or needs_restart(base)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

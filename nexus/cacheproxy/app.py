@@ -17,11 +17,11 @@ from nexus.cacheproxy.pools import Pools
 from nexus.cacheproxy.session import Session
 from nexus.cacheproxy.settings import CacheproxySettings
 from nexus.cacheproxy.target import parse_target
-from nexus.cacheproxy.tls import server_context
 from nexus.clock import monotonic
 from nexus.errors import ConfigError
 from nexus.net.admin import AdminServer, start_admin
 from nexus.net.service import ServiceSpec, WorkerContext
+from nexus.net.tls import server_context
 
 if TYPE_CHECKING:
     import ssl

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from nexus.net.settings import Port, RedisSettings, ServiceSettings
+from nexus.net.settings import ListenTlsSettings, Port, RedisSettings, ServiceSettings
 from nexus.settings import Settings
 
-__all__ = ["CacheproxySettings", "ClientLimitSettings", "ListenTlsSettings"]
+__all__ = ["CacheproxySettings", "ClientLimitSettings"]
 
 
 class ClientLimitSettings(Settings, frozen=True):
@@ -35,18 +35,6 @@ class ClientLimitSettings(Settings, frozen=True):
     bulk_bytes: Annotated[int, Meta(ge=1024, le=536_870_912, description="one argument")] = (
         536_870_912
     )
-
-
-class ListenTlsSettings(Settings, frozen=True):
-    """TLS towards clients; off while `cert_file` is empty. SIGHUP reads the files again."""
-
-    cert_file: Annotated[str, Meta(description="certificate chain, PEM")] = ""
-    key_file: Annotated[
-        str, Meta(description="its private key, PEM; empty: it is in `cert_file`")
-    ] = ""
-    client_ca_file: Annotated[
-        str, Meta(description="clients must show a certificate that one of these signed, PEM")
-    ] = ""
 
 
 class CacheproxySettings(ServiceSettings, frozen=True):

@@ -5,12 +5,14 @@ from nexus.gateway._request_c cimport ServedRequest
 from nexus.gateway._routes_c cimport Route
 
 cdef int _CONTENT_TYPE, _CONTENT_ENCODING, _CACHE_CONTROL, _ETAG, _LOCATION, _FORWARDED_FOR
+cdef int _FORWARDED_PROTO
 cdef int RESPONSE_DROP
 
 
 @cython.locals(core=Core, drop=cython.int)
 cdef bytes request_fields(ServedRequest request, RequestHead head)
 cdef bytes _forwarding(ServedRequest request, RequestHead head)
+cdef bytes _scheme(ServedRequest request, RequestHead head)
 cdef bytes _framing(RequestHead head)
 @cython.locals(drop=cython.int, wraps=cython.bint, route=Route, prefix=bytes)
 cdef tuple response_fields(ServedRequest request, ResponseHead head, bint empty)

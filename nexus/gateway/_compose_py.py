@@ -26,6 +26,7 @@ _CACHE_CONTROL: Final = field(b"cache-control")
 _ETAG: Final = field(b"etag")
 _LOCATION: Final = field(b"location")
 _FORWARDED_FOR: Final = field(b"x-forwarded-for")
+_FORWARDED_PROTO: Final = field(b"x-forwarded-proto")
 
 #: Fields of a response that are never passed on as they are.
 RESPONSE_DROP: Final = HOP | FRAMING | OURS
@@ -73,11 +74,20 @@ def _forwarding(request: ServedRequest, head: RequestHead) -> bytes:
             b"\r\nx-forwarded-host: ",
             host,
             b"\r\nx-forwarded-proto: ",
-            request.scheme,
+            _scheme(request, head),
             b"\r\nx-gateway-timestamp: ",
         )
     )
     return request.forwarded
+
+
+def _scheme(request: ServedRequest, head: RequestHead) -> bytes:
+    """What the client spoke: a trusted proxy in front of us may know better."""
+    if request.trusted:
+        scheme = (head.value(_FORWARDED_PROTO) or b"").lower()
+        if scheme in (b"http", b"https"):
+            return scheme
+    return request.scheme
 
 
 def _framing(head: RequestHead) -> bytes:

@@ -19,7 +19,7 @@ import cython  # type: ignore[import-untyped]
 
 from nexus._speedups.buckets import hash_key
 from nexus.gateway.auth import AuthError
-from nexus.gateway.clients import Clients, canonical, limit_key
+from nexus.gateway.clients import UNIX, Clients, canonical, limit_key
 from nexus.wire.http1 import field
 
 if not cython.compiled:
@@ -68,7 +68,8 @@ class Phases:
 
     def identify(self, exchange: Exchange, peername: Any) -> None:
         """A connection was accepted: what holds for all its requests."""
-        peer = canonical(peername[0]) if peername else "unix"
+        # A unix socket has no address, or the empty one.
+        peer = canonical(peername[0]) if isinstance(peername, tuple) else UNIX
         exchange.peer = peer
         exchange.ip = peer
         exchange.trusted = self.clients.is_trusted(peer)

@@ -14,6 +14,7 @@ cdef class Session(ClientPort):
     cdef readonly Core core
     cdef readonly Phases phases
     cdef set _sessions
+    cdef str _peer
     cdef readonly Exchange exchange
     cdef readonly object transport
     cdef Outlet _out

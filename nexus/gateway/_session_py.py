@@ -57,12 +57,17 @@ CLOSE_WINDOW_NS: Final = 5_000_000_000
 class Session(ClientPort):
     """An asyncio ``BufferedProtocol``; one per accepted connection."""
 
-    def __init__(self, core: Core, phases: Phases, sessions: set[Any]) -> None:
+    def __init__(
+        self, core: Core, phases: Phases, sessions: set[Any], scheme: bytes, peer: str
+    ) -> None:
+        """``scheme``: what the client spoke; ``peer``: its address, ``""`` for the socket's."""
         super().__init__()
         self.core = core
         self.phases = phases
         self._sessions = sessions
         self.exchange = Exchange(core, self)
+        self.exchange.scheme = scheme
+        self._peer = peer
         self.transport: Any = None
         self._out: Any = None
         self._more = False
@@ -101,7 +106,8 @@ class Session(ClientPort):
         core.connections += 1
         self._sessions.add(self)
         try:
-            self.phases.identify(self.exchange, transport.get_extra_info("peername"))
+            peer = (self._peer,) if self._peer else transport.get_extra_info("peername")
+            self.phases.identify(self.exchange, peer)
         except Exception:
             self.break_off()  # nobody will read from it
             raise

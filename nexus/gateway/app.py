@@ -31,6 +31,7 @@ from nexus.gateway.core import Core
 from nexus.gateway.discovery import ServiceEntry, ServicesFile, ServicesMemory
 from nexus.gateway.endpoints import Endpoints
 from nexus.gateway.events import SOURCE, EventSink
+from nexus.gateway.listening import Listening, check_listeners, more_endpoints
 from nexus.gateway.phases import Phases
 from nexus.gateway.session import Session
 from nexus.gateway.settings import GatewaySettings
@@ -103,6 +104,7 @@ def validate(settings: GatewaySettings) -> None:
     """What one field cannot tell; raises ``ConfigError``."""
     check_settings(settings.auth)
     Clients(settings.trusted_proxies)
+    check_listeners(settings)
     ServicesFile(settings.services_file).read()
     check_kafka(settings.kafka)
     limit = settings.rate_limit
@@ -134,7 +136,11 @@ class Gateway:
         )
         self._endpoints: Final = Endpoints(context, self._upstreams, self._telemetry)
         self._services = ServicesFile(settings.services_file)
-        self._server: asyncio.Server | None = None
+        self._listening: Final = Listening(
+            context.listeners,
+            lambda scheme, peer: Session(self._core, self._phases, self._sessions, scheme, peer),
+            context.metrics,
+        )
         self._admin: AdminServer | None = None
         self._producer: EventProducer | None = None
         self._access_log: AccessLog | None = None
@@ -157,15 +163,8 @@ class Gateway:
         self._core.balancer = self._upstreams.balancer
         await self._start_recorder(settings)
         self._tick(loop)
-        listener = context.listener
-        if listener is None:
-            raise ConfigError("the gateway needs a port to listen on", path="port")
-        self._server = await loop.create_server(
-            lambda: Session(self._core, self._phases, self._sessions),  # type: ignore[arg-type,return-value]
-            # A copy: the supervisor's own socket must outlive this worker.
-            sock=listener.dup(),
-            backlog=4096,
-        )
+        await self._listening.open(settings)
+        self._tasks.append(loop.create_task(self._listening.watch(lambda: self._context.settings)))
         if settings.block_list.enabled:
             blocks = BlockList(settings.redis, context.metrics, self._is_trusted)
             self._phases.blocked = blocks.blocked
@@ -181,6 +180,7 @@ class Gateway:
         validate(settings)
         services = ServicesFile(settings.services_file)
         entries = services.read()
+        await self._listening.reopen(self._context.settings, settings)
         await self._reload_recorder(settings)
         self._apply(settings)
         self._upstreams.configure(settings)
@@ -192,11 +192,10 @@ class Gateway:
         """Stop accepting, finish what is open within ``seconds``, release everything."""
         loop = asyncio.get_running_loop()
         self._core.draining = True
-        if self._server is not None:
-            # Turns of the loop in which the server accepts all that the queue holds: whoever got
-            # this far gets an answer.
-            await asyncio.sleep(_LAST_ACCEPTS_SECONDS)
-            self._server.close()
+        # Turns of the loop in which the server accepts all that the queue holds: whoever got this
+        # far gets an answer.
+        await asyncio.sleep(_LAST_ACCEPTS_SECONDS)
+        self._listening.close()
         for session in tuple(self._sessions):
             session.close_when_idle()
         end = loop.time() + seconds
@@ -360,4 +359,5 @@ SPEC: Final[ServiceSpec[GatewaySettings, Shared]] = ServiceSpec(
         "nexus_rate_limit_hits_total": settings.metrics.max_address_labels
     },
     validate=validate,
+    more_endpoints=more_endpoints,
 )

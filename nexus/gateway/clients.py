@@ -8,7 +8,7 @@ from typing import Final
 
 from nexus.errors import ConfigError
 
-__all__ = ["Clients", "limit_key"]
+__all__ = ["UNIX", "Clients", "canonical", "limit_key"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -16,26 +16,36 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: Hops of X-Forwarded-For that are walked; no honest chain is longer.
 MAX_HOPS: Final = 32
 
+#: The address of whoever connects through a unix socket.
+UNIX: Final = "unix"
+
 
 class Clients:
     """Decides by the configured proxies; raises ``ConfigError`` for what is no network."""
 
-    __slots__ = ("_networks",)
+    __slots__ = ("_networks", "_unix")
 
-    def __init__(self, trusted_proxies: Iterable[str]) -> None:
+    def __init__(self, trusted_proxies: Iterable[str], *, setting: str = "trusted_proxies") -> None:
+        """``trusted_proxies``: networks, or ``unix``; ``setting`` is their place, for errors."""
         networks: list[Network] = []
+        self._unix = False
         for i, text in enumerate(trusted_proxies):
+            if text == UNIX:
+                self._unix = True
+                continue
             try:
                 networks.append(ipaddress.ip_network(text, strict=False))
             except ValueError as error:
                 raise ConfigError(
-                    f"expected a network like 10.0.0.0/8, got {text!r} ({error})",
-                    path=f"trusted_proxies[{i}]",
+                    f"expected a network like 10.0.0.0/8, or unix, got {text!r} ({error})",
+                    path=f"{setting}[{i}]",
                 ) from None
         self._networks: Final = tuple(networks)
 
     def is_trusted(self, ip: str) -> bool:
         """Whether this peer's X-Forwarded-For is believed."""
+        if ip == UNIX:
+            return self._unix
         if not self._networks:
             return False
         address = _parse(ip)

@@ -6,8 +6,16 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from nexus.net.settings import KafkaSettings, Port, RedisSettings, ServiceSettings
-from nexus.settings import Secret, Settings
+from nexus.net.settings import (
+    KafkaSettings,
+    ListenerSettings,
+    ListenTlsSettings,
+    Port,
+    ProxyProtocolSettings,
+    RedisSettings,
+    ServiceSettings,
+)
+from nexus.settings import RESTART, Secret, Settings
 
 __all__ = [
     "AccessLogSettings",
@@ -33,7 +41,7 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 class BlockListSettings(Settings, frozen=True):
     """Addresses that the consumer or an operator blocked, in Redis."""
 
-    enabled: Annotated[bool, Meta(description="refuse blocked addresses (403)")] = True
+    enabled: Annotated[bool, RESTART, Meta(description="refuse blocked addresses (403)")] = True
 
 
 class RateLimitSettings(Settings, frozen=True):
@@ -45,7 +53,9 @@ class RateLimitSettings(Settings, frozen=True):
         float, Meta(gt=0, le=1_000_000, description="sustained requests per second")
     ] = 2.0
     max_addresses: Annotated[
-        int, Meta(ge=1024, le=16_777_216, description="live buckets kept, over all workers")
+        int,
+        RESTART,
+        Meta(ge=1024, le=16_777_216, description="live buckets kept, over all workers"),
     ] = 131_072
 
 
@@ -149,7 +159,7 @@ class MetricsSettings(Settings, frozen=True):
 
     enabled: Annotated[bool, Meta(description="count requests")] = True
     max_address_labels: Annotated[
-        int, Meta(ge=0, description="distinct `ip` values; the rest count as `other`")
+        int, RESTART, Meta(ge=0, description="distinct `ip` values; the rest count as `other`")
     ] = 100
 
 
@@ -193,11 +203,20 @@ class UpstreamSettings(Settings, frozen=True):
 class GatewaySettings(ServiceSettings, frozen=True):
     """``python -m nexus.gateway``."""
 
-    host: Annotated[str, Meta(description="address to listen on")] = "0.0.0.0"
-    port: Annotated[Port, Meta(description="port to listen on; 0: a free one")] = 3000
-    admin_port: Annotated[Port, Meta(description="port of the admin listener; 0: a free one")] = (
-        3900
-    )
+    host: Annotated[
+        str, RESTART, Meta(description="address to listen on; `::` takes IPv6 and IPv4")
+    ] = "0.0.0.0"
+    port: Annotated[Port, RESTART, Meta(description="port to listen on; 0: a free one")] = 3000
+    admin_port: Annotated[
+        Port, RESTART, Meta(description="port of the admin listener; 0: a free one")
+    ] = 3900
+    tls: ListenTlsSettings = ListenTlsSettings()
+    proxy_protocol: ProxyProtocolSettings = ProxyProtocolSettings()
+    listeners: Annotated[
+        tuple[ListenerSettings, ...],
+        RESTART,
+        Meta(description="more addresses to listen on; renewed certificate files need no restart"),
+    ] = ()
     services_file: Annotated[str, Meta(description="upstream list, re-read every 5 s")] = (
         "services.json"
     )
@@ -205,7 +224,8 @@ class GatewaySettings(ServiceSettings, frozen=True):
         Seconds, Meta(description="how often the services file is re-read")
     ] = 5.0
     trusted_proxies: Annotated[
-        tuple[str, ...], Meta(description="networks whose X-Forwarded-For is believed")
+        tuple[str, ...],
+        Meta(description="networks (or `unix`) whose X-Forwarded-For and -Proto are believed"),
     ] = ()
     underscores_in_headers: Annotated[
         bool, Meta(description="pass header names with `_` instead of dropping them")
@@ -222,10 +242,10 @@ class GatewaySettings(ServiceSettings, frozen=True):
     timeouts: TimeoutSettings = TimeoutSettings()
     upstream: UpstreamSettings = UpstreamSettings()
     kafka: KafkaSettings = KafkaSettings()
-    redis: RedisSettings = RedisSettings()
+    redis: Annotated[RedisSettings, RESTART] = RedisSettings()
     tracing: TracingSettings = TracingSettings()
     access_log: AccessLogSettings = AccessLogSettings()
     metrics: MetricsSettings = MetricsSettings()
     telemetry_entries: Annotated[
-        int, Meta(ge=0, le=10_000, description="recent requests shown by /telemetry")
+        int, RESTART, Meta(ge=0, le=10_000, description="recent requests shown by /telemetry")
     ] = 100

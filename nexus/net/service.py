@@ -12,11 +12,12 @@ The supervisor never runs an event loop and holds no connection; all traffic liv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from socket import socket
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from nexus.net.listeners import Endpoint
 from nexus.net.settings import ServiceSettings
 from nexus.net.states import WorkerStates
 
@@ -38,9 +39,9 @@ def _not_running(reason: str) -> None:
 class WorkerContext(Generic[S, T]):
     """What one worker process is given.
 
-    ``listener`` is this slot's own listening socket (bound and listening, non-blocking;
-    ``SO_REUSEPORT`` with the other slots'; serve a ``dup()`` of it), or ``None`` for a service
-    that serves only its admin listener. ``admin_listener`` is one socket that all workers accept
+    ``listeners`` are this slot's own listening sockets, the one of host and port first
+    (bound and listening, non-blocking; TCP ones ``SO_REUSEPORT`` with the other slots'; serve a
+    ``dup()`` of each). ``admin_listener`` is one socket that all workers accept
     on. ``shared`` is what :attr:`ServiceSpec.make_shared` returned before the fork: maps of
     shared memory.
     """
@@ -51,7 +52,7 @@ class WorkerContext(Generic[S, T]):
     #: This worker's own block of the registry: what it counts into.
     metrics: LocalMetrics
     shared: T
-    listener: socket | None
+    listeners: tuple[socket, ...]
     admin_listener: socket
     #: Name of the service, for payloads and logs.
     service: str
@@ -61,6 +62,11 @@ class WorkerContext(Generic[S, T]):
     set_state: Callable[[str], None]
     #: Ends this worker with an error message; the supervisor restarts it.
     fail: Callable[[str], None] = _not_running
+
+    @property
+    def listener(self) -> socket | None:
+        """The first one; ``None`` for a service that serves only its admin listener."""
+        return self.listeners[0] if self.listeners else None
 
 
 class ServiceApp(Protocol[S_contra]):
@@ -89,6 +95,8 @@ class ServiceSpec(Generic[S, T]):
     make_app: Callable[[WorkerContext[S, T]], ServiceApp[S]]
     #: Whether workers serve ``settings.port``; the consumer has only its admin listener.
     listens: bool = True
+    #: Addresses beside ``settings.host`` and ``settings.port``.
+    more_endpoints: Callable[[S], Sequence[Endpoint]] = lambda _settings: ()
     #: Extra command-line flags: flag → dotted setting (``--redis`` → ``redis.url``).
     flags: dict[str, tuple[str, str]] = field(default_factory=dict)
     #: Most series of single metrics, where a setting decides it: metric name → series.

@@ -6,9 +6,18 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from nexus.settings import Settings
+from nexus.settings import RESTART, Settings
 
-__all__ = ["KafkaSettings", "LogSettings", "Port", "RedisSettings", "ServiceSettings"]
+__all__ = [
+    "KafkaSettings",
+    "ListenTlsSettings",
+    "ListenerSettings",
+    "LogSettings",
+    "Port",
+    "ProxyProtocolSettings",
+    "RedisSettings",
+    "ServiceSettings",
+]
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
@@ -60,16 +69,61 @@ class KafkaSettings(Settings, frozen=True):
     ] = 16_777_216
 
 
+class ListenTlsSettings(Settings, frozen=True):
+    """TLS towards clients; off while `cert_file` is empty. SIGHUP reads the files again."""
+
+    cert_file: Annotated[str, Meta(description="certificate chain, PEM")] = ""
+    key_file: Annotated[
+        str, Meta(description="its private key, PEM; empty: it is in `cert_file`")
+    ] = ""
+    client_ca_file: Annotated[
+        str, Meta(description="clients must show a certificate that one of these signed, PEM")
+    ] = ""
+
+
+class ProxyProtocolSettings(Settings, frozen=True):
+    """PROXY protocol, versions 1 and 2: a balancer in front says who the client is."""
+
+    enabled: Annotated[
+        bool,
+        Meta(description="connections from `trusted` begin with a header, and are closed without"),
+    ] = False
+    trusted: Annotated[
+        tuple[str, ...],
+        Meta(description="networks, or `unix`; others connect without a header"),
+    ] = ()
+    timeout_seconds: Annotated[
+        float, Meta(gt=0, le=60, description="from accepting to the end of the header")
+    ] = 3.0
+
+
+class ListenerSettings(Settings, frozen=True):
+    """One more address to listen on: host and port, or a unix socket."""
+
+    host: Annotated[str, Meta(description="address; `::` takes IPv6 and IPv4")] = ""
+    port: Annotated[Port, Meta(description="port; 0: a free one, which the log names")] = 0
+    unix: Annotated[str, Meta(description="path of a unix socket, in place of host and port")] = ""
+    unix_mode: Annotated[
+        str, Meta(pattern="^0?[0-7]{3}$", description="permissions of the unix socket, octal")
+    ] = "660"
+    tls: ListenTlsSettings = ListenTlsSettings()
+    proxy_protocol: ProxyProtocolSettings = ProxyProtocolSettings()
+
+
 class ServiceSettings(Settings, frozen=True):
     """What every service understands."""
 
-    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
-    port: Annotated[Port, Meta(description="port to listen on; 0 takes a free one")] = 0
+    host: Annotated[str, RESTART, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[Port, RESTART, Meta(description="port to listen on; 0 takes a free one")] = 0
     admin_host: Annotated[
-        str, Meta(description="address of the admin listener (health, readiness, metrics)")
+        str,
+        RESTART,
+        Meta(description="address of the admin listener (health, readiness, metrics)"),
     ] = "127.0.0.1"
-    admin_port: Annotated[Port, Meta(description="port of the admin listener; 0: a free one")] = 0
-    workers: Annotated[int, Meta(ge=1, le=64, description="worker processes")] = 1
+    admin_port: Annotated[
+        Port, RESTART, Meta(description="port of the admin listener; 0: a free one")
+    ] = 0
+    workers: Annotated[int, RESTART, Meta(ge=1, le=64, description="worker processes")] = 1
     drain_seconds: Annotated[
         float, Meta(ge=0, le=3600, description="longest wait for open work on SIGTERM")
     ] = 10.0

@@ -29,13 +29,20 @@ import msgspec
 from nexus import __version__
 from nexus._speedups import BACKEND
 from nexus.errors import ConfigError
-from nexus.net.listeners import bind_group, format_address
+from nexus.net.listeners import (
+    Endpoint,
+    UnixFiles,
+    bind_endpoint,
+    bind_group,
+    format_address,
+)
 from nexus.net.service import ServiceSpec, WorkerContext
 from nexus.net.settings import ServiceSettings
 from nexus.net.states import READY, STARTING, WorkerStates
 from nexus.net.worker import CONTROL_BYTES, FLUSH_LIMIT_SECONDS, run_worker
 from nexus.observability import logs
 from nexus.observability.registry import Registry
+from nexus.settings import keep_restart_only
 
 __all__ = ["Supervisor"]
 
@@ -53,14 +60,11 @@ _QUICK_START: Final = 3.0
 
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 
-#: Settings that only a restart can change; a reload keeps their old value and says so.
-_FIXED: Final = ("host", "port", "admin_host", "admin_port", "workers")
-
 
 @dataclass(slots=True)
 class _Slot:
     index: int
-    listener: socket.socket | None
+    listeners: tuple[socket.socket, ...]
     pid: int = 0
     control: socket.socket | None = None
     started: float = 0.0
@@ -89,14 +93,9 @@ class Supervisor(Generic[S]):
         spec, settings = self._spec, self._settings
         _raise_descriptor_limit()
         variable = f"NEXUS_{spec.name.upper()}"
-        listeners: list[socket.socket] = []
-        if spec.listens:
-            listeners = bind_group(
-                settings.host,
-                settings.port,
-                settings.workers,
-                setting=f"--port or {variable}_PORT",
-            )
+        groups = [
+            bind_endpoint(endpoint, settings.workers) for endpoint in self._endpoints(variable)
+        ]
         [admin] = bind_group(
             settings.admin_host,
             settings.admin_port,
@@ -108,8 +107,9 @@ class Supervisor(Generic[S]):
         self._restarts = self._registry.open_supervisor().counter("nexus_worker_restarts_total")
         self._shared = spec.make_shared(settings)
         self._slots = [
-            _Slot(i, listeners[i] if listeners else None) for i in range(settings.workers)
+            _Slot(i, tuple(group[i] for group in groups)) for i in range(settings.workers)
         ]
+        files = UnixFiles(group[0] for group in groups)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self._started = time.monotonic()
         try:
@@ -118,7 +118,15 @@ class Supervisor(Generic[S]):
             self._watch()
         finally:
             self._kill_rest()
+            files.remove()
         return self._exit_code
+
+    def _endpoints(self, variable: str) -> list[Endpoint]:
+        spec, settings = self._spec, self._settings
+        if not spec.listens:
+            return []
+        first = Endpoint(f"--port or {variable}_PORT", settings.host, settings.port)
+        return [first, *spec.more_endpoints(settings)]
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -165,8 +173,8 @@ class Supervisor(Generic[S]):
         # Only the workers hold the sockets from here on: when they stop accepting, the kernel
         # refuses new connections instead of queueing them for nobody.
         for slot in self._slots:
-            if slot.listener is not None:
-                slot.listener.close()
+            for listener in slot.listeners:
+                listener.close()
         self._send(signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:
@@ -188,12 +196,12 @@ class Supervisor(Generic[S]):
             return
         if all(state == READY for _, state, _ in self._states.all()):
             self._announced = True
-            listener = self._slots[0].listener
+            addresses = ", ".join(format_address(sock) for sock in self._slots[0].listeners)
             log.info(
                 "%s %s ready%s, admin on %s, %d worker%s, %s kernels",
                 self._spec.name,
                 __version__,
-                f" on {format_address(listener)}" if listener else "",
+                f" on {addresses}" if addresses else "",
                 format_address(self._admin),
                 len(self._slots),
                 "" if len(self._slots) == 1 else "s",
@@ -249,8 +257,9 @@ class Supervisor(Generic[S]):
             if other.control is not None:
                 other.control.close()
             # A listener held open here would keep a draining neighbour's queue alive.
-            if other is not slot and other.listener is not None:
-                other.listener.close()
+            if other is not slot:
+                for listener in other.listeners:
+                    listener.close()
         settings = self._settings
         logs.configure(settings.log.level, settings.log.format, self._spec.name, worker=slot.index)
         metrics = self._registry.open(slot.index)
@@ -262,7 +271,7 @@ class Supervisor(Generic[S]):
             registry=self._registry,
             metrics=metrics,
             shared=self._shared,
-            listener=slot.listener,
+            listeners=slot.listeners,
             admin_listener=self._admin,
             set_state=lambda state: states.set(index, state, pid),
             states=states,
@@ -312,11 +321,9 @@ class Supervisor(Generic[S]):
             # A reload must never end the service, whatever it stumbles over.
             log.exception("configuration not reloaded, keeping the last good one")
             return
-        kept = {name: getattr(self._settings, name) for name in _FIXED}
-        changed = [name for name in _FIXED if getattr(fresh, name) != kept[name]]
+        self._settings, changed = keep_restart_only(self._settings, fresh)
         if changed:
             log.warning("a reload cannot change %s: restart for that", ", ".join(changed))
-        self._settings = msgspec.structs.replace(fresh, **kept)
         logs.configure(self._settings.log.level, self._settings.log.format, self._spec.name)
         message = msgspec.msgpack.encode(self._settings)
         for slot in self._slots:

@@ -110,10 +110,10 @@ class _Worker:
         settings = self._context.settings
         if not self._failed:
             await asyncio.sleep(settings.drain_grace_seconds)
-            if self._context.listener is not None:
-                # The app serves a copy; with the supervisor's closed too, its end of accepting is
-                # the end of the queue.
-                self._context.listener.close()
+            # The app serves copies; with the supervisor's closed too, its end of accepting is the
+            # end of the queue.
+            for listener in self._context.listeners:
+                listener.close()
         limit = settings.drain_seconds + FLUSH_LIMIT_SECONDS
         try:
             # The app keeps the deadlines itself; this one is for an app that does not.

@@ -128,6 +128,10 @@ _GATEWAY: Final = (
     _counter(
         "nexus_discovery_reloads_total", "Reads of a changed services file, by result.", "result"
     ),
+    _counter("nexus_tls_reloads_total", "Renewed certificate files, by result.", "result"),
+    _counter(
+        "nexus_proxy_headers_refused_total", "Connections closed for their PROXY protocol header."
+    ),
     _gauge("nexus_block_list_entries", "Blocked subjects a worker enforces.", over="max"),
     _gauge("nexus_block_list_connected", "1 while the block list is heard.", over="max"),
     _counter("nexus_auth_tokens_total", "Answers of POST /auth/token, by result.", "result"),

@@ -14,7 +14,7 @@ from nexus.cacheproxy.settings import CacheproxySettings
 from nexus.consumer.settings import ConsumerSettings
 from nexus.demo.settings import UpSettings, flag_of
 from nexus.gateway.settings import GatewaySettings
-from nexus.settings import Settings
+from nexus.settings import Settings, needs_restart
 
 __all__ = ["render", "undescribed"]
 
@@ -37,7 +37,7 @@ Text in the file may hold `${NAME}` or `${NAME:-default}`, taken from the enviro
 
 An unknown key is an error with a suggestion. `--check` validates, prints the resolved settings
 with secrets masked, and exits 0 or 2. SIGHUP re-reads the file; a broken file keeps the last good
-settings. `host`, `port`, `admin_host`, `admin_port` and `workers` need a restart.
+settings. What is marked ↻ needs a restart: a reload keeps its old value and says so.
 """
 
 _UP: Final = """\
@@ -67,13 +67,14 @@ def _rows(struct: type[msgspec.Struct], prefix: str) -> Iterator[str]:
         kind, metas = _unwrap(hints[field.name])
         path = f"{prefix}{field.encode_name}"
         item = _item_struct(kind)
+        mark = " ↻" if needs_restart(hints[field.name]) else ""
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            yield f"| **`{path}`** | | | {_first_line(kind)} |\n"
+            yield f"| **`{path}`**{mark} | | | {_first_line(kind)} |\n"
             yield from _rows(kind, f"{path}.")
             continue
         description = next((m.description for m in reversed(metas) if m.description), "")
         default = _default(field)
-        yield f"| `{path}` | {_type(kind, metas)} | {default} | {description} |\n"
+        yield f"| `{path}`{mark} | {_type(kind, metas)} | {default} | {description} |\n"
         if item is not None:
             yield from _rows(item, f"{path}[].")
 

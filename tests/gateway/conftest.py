@@ -16,7 +16,7 @@ from nexus._speedups import COMPILED_MODULES, _built
 BACKENDS = ["py", "c"]
 
 
-def _check(backend: str) -> None:
+def check_backend(backend: str) -> None:
     missing = [name for name in COMPILED_MODULES if not _built(name)]
     if backend == "c" and missing:
         if os.environ.get("NEXUS_REQUIRE_EXTENSIONS", "") not in ("", "0"):
@@ -46,7 +46,7 @@ def gateway(
     upstream_b: Upstream,
 ) -> Iterator[GatewayProcess]:
     """No limits, no authentication, no breaker: the data plane alone, in front of a and b."""
-    _check(request.param)
+    check_backend(request.param)
     directory = tmp_path_factory.mktemp(f"gateway-{request.param}")
     process = GatewayProcess(directory, request.param, [upstream_a.url, upstream_b.url]).start()
     yield process
@@ -59,7 +59,7 @@ def start_gateway(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[Callable[..., GatewayProcess]]:
     """Starts gateways of the test's own."""
-    _check(request.param)
+    check_backend(request.param)
     started: list[GatewayProcess] = []
 
     def start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,9 @@ from pathlib import Path
 
 import pytest
 from support.servers import free_port, wait_until
+
+from nexus.errors import ListenError
+from nexus.net.listeners import bind_group
 
 TOY = Path(__file__).with_name("toy_service.py")
 ROOT = TOY.parents[2]
@@ -271,3 +275,33 @@ def test_command_line(arguments, code, said):
     assert done.returncode == code, done.stderr
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_port_is_never_let_go_of_between_the_workers_sockets() -> None:
+    group = bind_group("127.0.0.1", 0, 3, setting="--port")
+    try:
+        assert len({sock.getsockname() for sock in group}) == 1
+        with pytest.raises(ListenError, match="already in use; choose another with --port"):
+            bind_group("127.0.0.1", group[0].getsockname()[1], 1, setting="--port")
+        clients = [socket.create_connection(group[0].getsockname()) for _ in range(90)]
+        taken = []
+        for sock in group:
+            count = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sock.accept()[0].close()
+                    count += 1
+            taken.append(count)
+        assert sum(taken) == 90
+        assert min(taken) > 0, "the kernel spreads connections over the group"
+    finally:
+        for sock in (*group, *clients):
+            sock.close()
+
+
+def test_two_colons_take_both_families() -> None:
+    [sock] = bind_group("::", 0, 1, setting="--port")
+    port = sock.getsockname()[1]
+    for host in ("127.0.0.1", "::1"):
+        socket.create_connection((host, port), 5).close()
+    sock.close()

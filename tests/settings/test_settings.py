@@ -13,7 +13,16 @@ from msgspec import Meta
 
 from nexus.errors import ConfigError
 from nexus.gateway.settings import GatewaySettings
-from nexus.settings import MASK, Settings, decode, dump, load, read_yaml
+from nexus.settings import (
+    MASK,
+    RESTART,
+    Settings,
+    decode,
+    dump,
+    keep_restart_only,
+    load,
+    read_yaml,
+)
 
 
 def load_text(tmp_path: Path, text: str, environ=None, **flags):
@@ -209,3 +218,26 @@ json_values = st.recursive(
 def test_no_document_gives_anything_but_settings_or_a_config_error(tree):
     with contextlib.suppress(ConfigError):
         decode(GatewaySettings, tree, source="x")
+
+
+class Deep(Settings, frozen=True):
+    kept: Annotated[int, RESTART] = 1
+    free: int = 1
+
+
+class Top(Settings, frozen=True):
+    port: Annotated[int, Meta(ge=0), RESTART] = 1
+    name: str = "a"
+    deep: Deep = Deep()
+    whole: Annotated[Deep, RESTART] = Deep()
+
+
+def test_a_reload_keeps_what_needs_a_restart_at_any_depth() -> None:
+    old, fresh = (
+        Top(),
+        Top(port=2, name="b", deep=Deep(kept=2, free=2), whole=Deep(free=2)),
+    )
+    kept, names = keep_restart_only(old, fresh)
+    assert kept == Top(name="b", deep=Deep(free=2))
+    assert names == ["port", "deep.kept", "whole"]
+    assert keep_restart_only(old, Top(name="c")) == (Top(name="c"), [])
