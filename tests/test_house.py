@@ -23,6 +23,7 @@ LAYERS = {
     "wire": 1,
     "policy": 2,
     "observability": 3,
+    "tracing": 3,
     "net": 4,
     "gateway": 5,
     "cacheproxy": 5,

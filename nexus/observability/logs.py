@@ -19,6 +19,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -31,6 +32,7 @@ from nexus.observability.registry import LocalMetrics
 __all__ = [
     "HumanFormatter",
     "JsonFormatter",
+    "add_fields",
     "configure",
     "count_drops",
     "encode_line",
@@ -59,6 +61,14 @@ class _State:
 
     writer: LineWriter | None = None
     handler: logging.Handler | None = None
+    #: Fields that every line gets besides its own.
+    fields: Callable[[], Mapping[str, Any]] | None = None
+
+
+def add_fields(fields: Callable[[], Mapping[str, Any]]) -> None:
+    """``fields()`` is asked with every line, in the thread and context that wrote it; what a line
+    says itself goes first. A later call replaces the earlier."""
+    _State.fields = fields
 
 
 def configure(
@@ -233,6 +243,8 @@ class HumanFormatter(logging.Formatter):
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
     given = {k: v for k, v in vars(record).items() if k not in _STANDARD}
+    if _State.fields is not None:
+        given = {**_State.fields(), **given}
     if not given:
         return given
     return {k: _cut(v) if isinstance(v, str) else v for k, v in redact_fields(given).items()}
