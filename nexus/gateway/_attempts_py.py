@@ -102,6 +102,12 @@ class Attempts(ServedRequest):
             self._leave_server()
             self.reject(503, "upstream_queue_full", "Too many requests wait for an upstream.")
             return
+        if reason == "out_of_descriptors":
+            # Our own shortage: no upstream is to blame, and another attempt would meet it too.
+            self._release_breaker()
+            self._leave_server()
+            self._give_up(503, reason, "No connection to an upstream can be made now.")
+            return
         self._failed(Failure.CONNECT, reason)
 
     def on_lost(self, connection: UpstreamConnection, reason: str) -> None:

@@ -9,6 +9,9 @@ cdef class Pool(PoolPort):
     cdef bint _tls
     cdef str _host
     cdef int _port
+    cdef str _path
+    cdef object _upstream
+    cdef object _context
     cdef Wheel _wheel
     cdef list _idle
     cdef object _waiting

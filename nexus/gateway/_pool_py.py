@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import socket
 import ssl
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import cython  # type: ignore[import-untyped]
+
+from nexus.errors import ConfigError
+from nexus.net.tls import client_context
 
 if not cython.compiled:
     from nexus.gateway._ports_py import PoolPort, ResponseSink
@@ -24,11 +29,45 @@ if not cython.compiled:
 if TYPE_CHECKING:
     from nexus.gateway.settings import TimeoutSettings, UpstreamSettings
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "why_not_connected"]
+
+#: What we speak behind TLS (RFC 7301).
+ALPN: Final = ("http/1.1",)
+
+#: X509_V_ERR_… (openssl's x509_vfy.h) → reason code.
+_VERIFICATION: Final = {
+    9: "tls_expired",  # not valid yet
+    10: "tls_expired",
+    18: "tls_untrusted",  # self-signed
+    19: "tls_untrusted",  # self-signed somewhere in the chain
+    20: "tls_untrusted",  # issuer not found
+    21: "tls_untrusted",  # its first certificate cannot be verified
+    62: "tls_wrong_name",
+    64: "tls_wrong_name",  # of an address
+}
+
+
+def why_not_connected(error: Exception) -> str:
+    """The reason code of a connection that could not be made."""
+    if isinstance(error, TimeoutError):
+        return "connect_timeout"
+    if isinstance(error, ConfigError):  # a file that was there at start is not any more
+        return "tls_error"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _VERIFICATION.get(error.verify_code, "tls_error")
+    if isinstance(error, ssl.SSLError):
+        return "tls_error"
+    if isinstance(error, socket.gaierror):
+        return "name_not_resolved"
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        return "connect_refused"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "out_of_descriptors"
+    return "connect_failed"
 
 
 class Pool(PoolPort):
-    """Keep-alive connections to ``url`` (``http://host:port`` or ``https://…``)."""
+    """Keep-alive connections to ``url``: ``http://host:port``, ``https://…``, ``unix:///path``."""
 
     def __init__(
         self, url: str, wheel: Wheel, upstream: UpstreamSettings, timeouts: TimeoutSettings
@@ -38,7 +77,15 @@ class Pool(PoolPort):
         self._tls = parts.scheme == "https"
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self._tls else 80)
-        super().__init__(parts.netloc.rpartition("@")[2].encode(), parts.path.rstrip("/").encode())
+        #: Path of the unix socket; "" where the upstream has a host.
+        self._path = parts.path if parts.scheme == "unix" else ""
+        if self._path:
+            super().__init__(b"localhost", b"")
+        else:
+            authority = parts.netloc.rpartition("@")[2]
+            super().__init__(authority.encode(), parts.path.rstrip("/").encode())
+        self._upstream: UpstreamSettings | None = None
+        self._context: ssl.SSLContext | None = None
         self._wheel = wheel
         self._idle: list[UpstreamConnection] = []
         self._waiting: deque[ResponseSink] = deque()
@@ -51,6 +98,9 @@ class Pool(PoolPort):
 
     def configure(self, upstream: UpstreamSettings, timeouts: TimeoutSettings) -> None:
         """Apply new limits; open connections stay."""
+        if self._upstream is None or upstream.tls != self._upstream.tls:
+            self._context = None  # made with the next connection
+        self._upstream = upstream
         self._max = upstream.max_connections
         self._queue_size = upstream.queue_size
         self._keep_alive_ns = int(upstream.keep_alive_seconds * 1e9)
@@ -158,25 +208,11 @@ class Pool(PoolPort):
         return UpstreamConnection(self)
 
     async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
-        context: Any = ssl.create_default_context() if self._tls else None
         try:
             async with asyncio.timeout(self._connect_seconds):
-                # Resolved anew for every connection: an upstream may move.
-                made: Any = await loop.create_connection(
-                    self._make,
-                    self._host,
-                    self._port,
-                    ssl=context,
-                    server_hostname=self._host if self._tls else None,
-                )
-                connection: UpstreamConnection = made[1]
-        except TimeoutError:
-            self._failed("connect_timeout")
-        except ssl.SSLError:
-            self._failed("tls_error")
-        except OSError:
-            self._failed("connect_refused")
+                connection: UpstreamConnection = await self._dial()
+        except (OSError, ConfigError) as error:
+            self._failed(why_not_connected(error))
         else:
             if connection.lost:
                 # Accepted and closed before we were told of it: nobody may wait for a response.
@@ -185,6 +221,28 @@ class Pool(PoolPort):
             self._open.add(connection)
             self._leave_tasks()
             self.give_back(connection)
+
+    async def _dial(self) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._path:
+            made: Any = await loop.create_unix_connection(self._make, self._path)
+            return made[1]
+        if self._tls and self._context is None:
+            # Once: reading the system's authorities takes tens of milliseconds.
+            self._context = client_context(
+                self._upstream.tls,  # type: ignore[union-attr]
+                path="upstream.tls",
+                alpn=ALPN,
+            )
+        # Resolved anew for every connection: an upstream may move.
+        made = await loop.create_connection(
+            self._make,
+            self._host,
+            self._port,
+            ssl=self._context if self._tls else None,
+            server_hostname=self._host if self._tls else None,
+        )
+        return made[1]
 
     def _failed(self, reason: str) -> None:
         # One attempt failed, so one waiter hears of it; the others have attempts of their own.

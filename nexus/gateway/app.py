@@ -42,6 +42,7 @@ from nexus.net.admin import AdminServer, start_admin
 from nexus.net.kafka import check_settings as check_kafka
 from nexus.net.producer import EventProducer
 from nexus.net.service import ServiceSpec, WorkerContext
+from nexus.net.tls import client_context
 from nexus.observability.accesslog import AccessLog
 from nexus.observability.recorder import Recorder, Sink
 from nexus.observability.telemetry import Telemetry, TelemetryMemory
@@ -105,6 +106,7 @@ def validate(settings: GatewaySettings) -> None:
     check_settings(settings.auth)
     Clients(settings.trusted_proxies)
     check_listeners(settings)
+    client_context(settings.upstream.tls, path="upstream.tls")
     ServicesFile(settings.services_file).read()
     check_kafka(settings.kafka)
     limit = settings.rate_limit

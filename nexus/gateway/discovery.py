@@ -258,8 +258,11 @@ def normalise_url(url: str) -> str:
     """``http[s]://host[:port][/path]``, without the default port or a trailing slash.
 
     The path is put before that of each request. Scheme and host come out in lower case. Raises
-    ``ValueError`` for anything else: user information, query, fragment, dot segments.
+    ``ValueError`` for anything else: user information, query, fragment, dot segments. Or
+    ``unix:///path`` of a socket, to which requests go without a prefix.
     """
+    if url.startswith("unix:"):
+        return _unix_url(url)
     if "@" in url:
         # Not in the message: it may hold a password.
         raise ValueError("expected http[s]://host[:port][/path], got a URL with user information")
@@ -286,6 +289,15 @@ def normalise_url(url: str) -> str:
     shown = _host(host, bracketed="[" in parts.netloc, expected=expected)
     shown_port = "" if port in (None, _DEFAULT_PORTS[scheme]) else f":{port}"
     return f"{scheme}://{shown}{shown_port}{path}"
+
+
+def _unix_url(url: str) -> str:
+    path = url.removeprefix("unix:")
+    path = path.removeprefix("//")
+    plain = path.startswith("/") and not path.endswith("/") and path.isascii()
+    if not plain or "//" in path or any(c <= " " or c in "?#%\x7f" for c in path):
+        raise ValueError(f"expected unix:///path, got {url!r}")
+    return f"unix://{path}"
 
 
 def _host(host: str, *, bracketed: bool, expected: str) -> str:

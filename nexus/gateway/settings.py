@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from nexus.net.settings import (
+    DialTlsSettings,
     KafkaSettings,
     ListenerSettings,
     ListenTlsSettings,
@@ -198,6 +199,7 @@ class UpstreamSettings(Settings, frozen=True):
     keep_alive_seconds: Annotated[
         Seconds, Meta(description="idle upstream connections are dropped; below the upstream's own")
     ] = 4.0
+    tls: DialTlsSettings = DialTlsSettings()
 
 
 class GatewaySettings(ServiceSettings, frozen=True):

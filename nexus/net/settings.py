@@ -9,6 +9,7 @@ from msgspec import Meta
 from nexus.settings import RESTART, Settings
 
 __all__ = [
+    "DialTlsSettings",
     "KafkaSettings",
     "ListenTlsSettings",
     "ListenerSettings",
@@ -78,6 +79,18 @@ class ListenTlsSettings(Settings, frozen=True):
     ] = ""
     client_ca_file: Annotated[
         str, Meta(description="clients must show a certificate that one of these signed, PEM")
+    ] = ""
+
+
+class DialTlsSettings(Settings, frozen=True):
+    """TLS of connections that we make (`https://`); certificates are always verified."""
+
+    ca_file: Annotated[
+        str, Meta(description="whose certificates are believed, PEM; empty: the system's")
+    ] = ""
+    cert_file: Annotated[str, Meta(description="our own certificate, where one is asked for")] = ""
+    key_file: Annotated[
+        str, Meta(description="its private key, PEM; empty: it is in `cert_file`")
     ] = ""
 
 

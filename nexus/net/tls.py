@@ -1,4 +1,4 @@
-"""TLS towards clients: the settings' files made into a context."""
+"""TLS towards clients and towards upstreams: the settings' files made into a context."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from nexus.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nexus.net.settings import ListenTlsSettings
+    from nexus.net.settings import DialTlsSettings, ListenTlsSettings
 
-__all__ = ["fingerprint", "server_context"]
+__all__ = ["client_context", "fingerprint", "server_context"]
 
 
 def server_context(
@@ -47,6 +47,29 @@ def server_context(
         except OSError as error:
             raise ConfigError(f"cannot be used: {error}", path=f"{path}.client_ca_file") from None
         context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def client_context(
+    settings: DialTlsSettings, *, path: str, alpn: Sequence[str] = ()
+) -> ssl.SSLContext:
+    """The context of connections that we make; always verifies. Raises :class:`ConfigError`."""
+    if settings.key_file and not settings.cert_file:
+        raise ConfigError(f"needs {path}.cert_file", path=f"{path}.key_file")
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file or None)
+    except OSError as error:
+        raise ConfigError(f"cannot be used: {error}", path=f"{path}.ca_file") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    if settings.cert_file:
+        try:
+            context.load_cert_chain(
+                settings.cert_file, settings.key_file or None, password=_no_password
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot be used: {error}", path=f"{path}.cert_file") from None
     return context
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ def reply(status: int = 200, body: bytes = b"", *fields: str, length: bool = Tru
 
 @dataclass
 class Upstream:
-    """Listens on a free port of 127.0.0.1; ``name`` is sent as ``X-Upstream``."""
+    """Listens on a free port of 127.0.0.1 or at ``unix``; ``name`` is sent as ``X-Upstream``."""
 
     name: str
     seen: list[Seen] = field(default_factory=list)
@@ -59,6 +60,8 @@ class Upstream:
     open_now: int = 0
     calls: dict[str, int] = field(default_factory=dict)
     port: int = 0
+    tls: ssl.SSLContext | None = None
+    unix: str = ""
 
     def start(self) -> Upstream:
         self._loop = asyncio.new_event_loop()
@@ -69,21 +72,37 @@ class Upstream:
         return self
 
     def stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
 
+    async def _end(self) -> None:
+        """Whoever is still connected sees the end of it."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        if self.unix:
+            return f"unix://{self.unix}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def _run(self, ready: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(
-            asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20)
-        )
-        self.port = server.sockets[0].getsockname()[1]
+        self._loop.run_until_complete(self._listen())
         ready.set()
         self._loop.run_forever()
+
+    async def _listen(self) -> None:
+        if self.unix:
+            await asyncio.start_unix_server(self._serve, self.unix, limit=1 << 20)
+            return
+        server = await asyncio.start_server(
+            self._serve, "127.0.0.1", 0, limit=1 << 20, ssl=self.tls
+        )
+        self.port = server.sockets[0].getsockname()[1]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

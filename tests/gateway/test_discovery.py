@@ -185,7 +185,7 @@ def test_urls(url: str, expected: str) -> None:
         "http://a%2fb", "http://1.2.3", "http://256.1.1.1", "http://0x7f.1", "http://[::1",
         "http://[1.2.3.4]", "http://[fe80::1%25eth0]", "http://a?b", "http://a#b", "http://a/?",
         "http://a/../b", "http://a/./b", "http://a//b", "http://a/%2e%2e/b", "http://a\\b",
-        "ftp://a", "file:///etc/passwd", "unix:/x", "http://" + "a" * 64,
+        "ftp://a", "file:///etc/passwd", "http://" + "a" * 64,
         "http://" + "a." * 130 + "b",
     ],
 )  # fmt: skip
@@ -273,3 +273,19 @@ def test_memory_holds_the_largest_file() -> None:
     for now in range(4):
         memory.write(content, now, now % 2 - 1)
     assert memory.newest() == content
+
+
+def test_unix_sockets() -> None:
+    for url in ("unix:/run/app.sock", "unix:///run/app.sock"):
+        assert normalise_url(url) == "unix:///run/app.sock"
+    for url in (
+        "unix:",
+        "unix:app.sock",
+        "unix:/",
+        "unix:///a/",
+        "unix:////a",
+        "unix:/a b",
+        "unix:/a?x",
+    ):
+        with pytest.raises(ValueError, match="expected unix:///path"):
+            normalise_url(url)
