@@ -36,6 +36,7 @@ cdef class Head:
     cpdef object value(self, int known)
     cpdef int count(self, int known) except -1
     cpdef bytes joined(self, int known)
+    cpdef object named(self, bytes name)
     cpdef bytes fields(self, int drop)
     cdef object _refuse(self, str reason)
     cdef int _find_begin(self, const unsigned char *data, Py_ssize_t size) except -1

@@ -20,6 +20,7 @@ from nexus._speedups.http1_table import refuse, refuse_response
 
 cdef int HOP = table.HOP
 cdef int UNDERSCORE = table.UNDERSCORE
+cdef int UNDERSCORED = table.UNDERSCORED
 cdef int MAX_METHOD = table.MAX_METHOD
 cdef int MAX_LENGTH_DIGITS = table.MAX_LENGTH_DIGITS
 cdef int MAX_NOMINATIONS = table.MAX_NOMINATIONS
@@ -148,6 +149,17 @@ cdef inline int identify(const unsigned char *name, int size) noexcept nogil:
     return 0
 
 
+cdef int hyphenated(const unsigned char *name, int size) noexcept nogil:
+    """The categories that a name shares with its form with hyphens: `UNDERSCORED` of them."""
+    cdef unsigned char form[NAME_SIZE]
+    cdef int at
+    if size > NAME_SIZE:
+        return 0
+    for at in range(size):
+        form[at] = 0x2D if name[at] == 0x5F else name[at]
+    return KNOWN[identify(form, size)].category & UNDERSCORED
+
+
 cdef inline str why(int byte, str otherwise):
     if byte == 0:
         return "nul_byte"
@@ -260,6 +272,28 @@ cdef class Head:
                     )
                 )
         return b", ".join(values)
+
+    cpdef object named(self, bytes name):
+        cdef list values = []
+        cdef Field *field
+        cdef const unsigned char *wanted = <const unsigned char *>PyBytes_AS_STRING(name)
+        cdef int index, at, size = <int>PyBytes_GET_SIZE(name)
+        for index in range(self._size):
+            field = &self._fields[index]
+            if field.name_size != size:
+                continue
+            at = 0
+            while at < size and LOWER[self._data[field.name + at]] == wanted[at]:
+                at += 1
+            if at == size:
+                values.append(
+                    PyBytes_FromStringAndSize(
+                        <const char *>self._data + field.value, field.value_size
+                    )
+                )
+        if not values:
+            return None
+        return values[0] if len(values) == 1 else b", ".join(values)
 
     cpdef bytes fields(self, int drop):
         return self._serialise(b"", drop)
@@ -414,7 +448,7 @@ cdef class Head:
                     self._first[known] = index
                 self._count[known] += 1
             elif memchr(data + at, 0x5F, field.name_size) != NULL:
-                field.category = UNDERSCORE
+                field.category = UNDERSCORE | hyphenated(data + at, field.name_size)
             else:
                 field.category = 0
             index += 1

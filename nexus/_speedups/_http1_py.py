@@ -97,6 +97,14 @@ class _Head:
         """All values of a known list field, joined with ``", "``; valid as :meth:`value` is."""
         return b", ".join([value for found, _, _, value in self._fields if found == known])
 
+    def named(self, name: bytes) -> bytes | None:
+        """All values of the field with this lower-case name, known or not, joined with ``", "``.
+
+        ``None`` where there is none; valid as :meth:`value` is. O(fields).
+        """
+        values = [value for _, _, found, value in self._fields if found.lower() == name]
+        return b", ".join(values) if values else None
+
     def fields(self, drop: int) -> bytes:
         """``Name: value CRLF`` for each end-to-end field whose category is not in ``drop``."""
         nominated = self._nominated
@@ -189,7 +197,8 @@ class _Head:
             known = _IDS.get(name.lower(), 0)
             category = _CATEGORIES[known]
             if not known and b"_" in name:
-                category = table.UNDERSCORE
+                form = _IDS.get(name.lower().replace(b"_", b"-"), 0)
+                category = table.UNDERSCORE | _CATEGORIES[form] & table.UNDERSCORED
             count[known] += 1
             fields.append((known, category, name, value))
 

@@ -24,6 +24,7 @@ __all__ = [
     "MAX_TRAILER_BYTES",
     "METHODS",
     "REASONS",
+    "UNDERSCORED",
     "field",
     "host_is_valid",
     "normalise_path",
@@ -52,6 +53,9 @@ TRACE: Final = 16
 PROXYING: Final = 32
 #: A name with an underscore: WSGI and CGI upstreams cannot tell it from the one with a hyphen.
 UNDERSCORE: Final = 64
+#: Where names with underscores are passed, these categories of the form with hyphens still hold:
+#: nobody forges through ``X_Internal_Secret`` what ``X-Internal-Secret`` may not say.
+UNDERSCORED: Final = HOP | FRAMING | OURS | SECRET | TRACE | PROXYING
 #: Says something about the exact bytes of a response body; untrue once the body is wrapped.
 REPRESENTATION: Final = 128
 #: A redirect target, rewritten when the route strips a prefix.
@@ -98,6 +102,11 @@ FIELDS: Final[dict[bytes, int]] = {
     b"forwarded": PROXYING,
     b"x-internal-secret": SECRET,
     b"x-admin-override": SECRET,
+    b"x-auth-client": SECRET,
+    b"x-auth-subject": SECRET,
+    b"x-auth-issuer": SECRET,
+    b"x-auth-roles": SECRET,
+    b"x-auth-scopes": SECRET,
     b"traceparent": TRACE,
     b"tracestate": TRACE,
     b"user-agent": 0,

@@ -14,12 +14,12 @@ from nexus.gateway._request_c cimport (
     ServedRequest,
 )
 from nexus.gateway._upstream_c cimport UpstreamConnection
-from nexus.policy._balance_c cimport Server
+from nexus.policy._balance_c cimport Balancer, Server
 from nexus.policy._breaker_c cimport Breaker
 
 
 cdef class Attempts(ServedRequest):
-    @cython.locals(core=Core, now=cython.longlong, connection=UpstreamConnection, server=Server, pool=Pool, breaker=Breaker)
+    @cython.locals(core=Core, now=cython.longlong, connection=UpstreamConnection, server=Server, pool=Pool, breaker=Breaker, balancer=Balancer)
     cdef object _attempt(self)
     @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)
     cdef object _attempt_answered(self, int status)

@@ -47,13 +47,14 @@ class Attempts(ServedRequest):
     def _attempt(self) -> None:
         core = self.core
         now = monotonic_ns() if self.attempt else self.started
-        server = core.balancer.pick(None, self._tried)
+        balancer: Any = core.balancers.get(self.route.group)
+        server = balancer.pick(None, self._tried) if balancer is not None else None
         self._permit = 1
         if core.breakers and server is not None:
             breaker: Any = server.breaker
             self._permit = breaker.allow(now)
             if not self._permit:  # open: now ask all of them, which most requests need not
-                server = core.balancer.pick(core.usable, self._tried)
+                server = balancer.pick(core.usable, self._tried)
                 if server is not None:
                     breaker = server.breaker
                     self._permit = breaker.allow(now)
@@ -133,7 +134,7 @@ class Attempts(ServedRequest):
     def _may_repeat(self) -> bool:
         """Whether the request can be sent once more though the upstream may have seen it."""
         return (
-            self.attempt < self.core.retry_policy.max_attempts
+            self.attempt < self.route.retry_policy.max_attempts
             and self.replayable
             and (self.method in IDEMPOTENT or self._keyed)
         )
@@ -197,7 +198,7 @@ class Attempts(ServedRequest):
         core = self.core
         self._end_retry()
         decision = decide(
-            core.retry_policy,
+            self.route.retry_policy,
             core.budget,
             core.rng,
             attempt=self.attempt,

@@ -9,12 +9,12 @@ cdef int _FORWARDED_PROTO
 cdef int RESPONSE_DROP
 
 
-@cython.locals(core=Core, drop=cython.int)
+@cython.locals(core=Core, drop=cython.int, fields=bytes)
 cdef bytes request_fields(ServedRequest request, RequestHead head)
 cdef bytes _forwarding(ServedRequest request, RequestHead head)
 cdef bytes _scheme(ServedRequest request, RequestHead head)
 cdef bytes _framing(RequestHead head)
-@cython.locals(drop=cython.int, wraps=cython.bint, route=Route, prefix=bytes)
+@cython.locals(drop=cython.int, wraps=cython.bint, route=Route, location=bytes, block=bytes)
 cdef tuple response_fields(ServedRequest request, ResponseHead head, bint empty)
 cdef bytes bodiless_length(int status, long long length, bint wraps)
-cdef bytes _location(bytes value, bytes prefix)
+cdef bytes _location(bytes value, Route route)

@@ -12,11 +12,13 @@ from typing import Final
 import cython  # type: ignore[import-untyped]
 
 from nexus.gateway.envelope import is_wrappable
+from nexus.gateway.transforms import TransformError
 from nexus.wire.http1 import FRAMING, HOP, LOCATION_CATEGORY, OURS, REPRESENTATION, field
 
 if not cython.compiled:
     from nexus._speedups._http1_py import RequestHead, ResponseHead
     from nexus.gateway._request_py import ServedRequest
+    from nexus.gateway._routes_py import Route
 
 __all__ = ["RESPONSE_DROP", "bodiless_length", "request_fields", "response_fields"]
 
@@ -41,9 +43,13 @@ def request_fields(request: ServedRequest, head: RequestHead) -> bytes:
     trace = b""
     if core.tracer is not None:
         trace = core.tracer.outgoing(request)
+    fields = head.fields(drop)
+    if request.route.request_rules is not None:
+        fields = request.route.request_rules.apply(fields, request, head.path)
     return b"".join(
         (
-            head.fields(drop),
+            fields,
+            b"" if request.identity is None else request.identity.fields,
             b"x-request-id: ",
             request.request_id,
             b"\r\n",
@@ -107,10 +113,10 @@ def response_fields(
     drop = RESPONSE_DROP
     extra = b""
     route = request.route
-    prefix = route.prefix
-    if prefix and head.count(_LOCATION):
-        extra = _location(head.value(_LOCATION) or b"", prefix)
-        if extra:
+    if (route.prefix or route.rewrite is not None) and head.count(_LOCATION):
+        location = _location(head.value(_LOCATION) or b"", route)
+        if location:
+            extra = b"Location: " + location + b"\r\n"
             drop |= LOCATION_CATEGORY
     wraps = (
         request.core.envelope
@@ -130,7 +136,17 @@ def response_fields(
         if etag is not None:
             weak = etag if etag.startswith(b"W/") else b"W/" + etag
             extra += b"ETag: " + weak + b"\r\n"
-    return head.block(drop), extra, wraps
+    block = head.block(drop)
+    if route.cors is not None:
+        block = route.cors.cleaned(block)
+    if route.response_rules is not None:
+        try:
+            block = route.response_rules.apply(block, request)
+        except TransformError:  # the response as it came, and a count of those
+            request.core.count("nexus_rejections_total", "bad_transform")
+    if request.shared:
+        extra += request.shared
+    return block, extra, wraps
 
 
 def bodiless_length(status: int, length: int, wraps: bool) -> bytes:
@@ -140,8 +156,11 @@ def bodiless_length(status: int, length: int, wraps: bool) -> bytes:
     return b"Content-Length: %d\r\n" % length
 
 
-def _location(value: bytes, prefix: bytes) -> bytes:
-    """A path-absolute ``Location`` gets the route's prefix back; others stay as they are."""
-    if value.startswith(b"/") and not value.startswith(b"//"):
-        return b"Location: " + prefix + value + b"\r\n"
-    return b""
+def _location(value: bytes, route: Route) -> bytes:
+    """A path-absolute ``Location`` gets the route's prefix back; empty: it stays as it is."""
+    if not value.startswith(b"/") or value.startswith(b"//"):
+        return b""
+    if route.rewrite is not None:
+        back: bytes = route.rewrite.back(value)
+        return back
+    return route.prefix + value

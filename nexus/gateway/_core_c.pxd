@@ -22,8 +22,7 @@ cdef class Core:
     cdef public object recorder
     cdef public object events
     cdef public object tracer
-    cdef public Balancer balancer
-    cdef public object retry_policy
+    cdef public dict balancers
     cdef public RetryBudget budget
     cdef public bint breakers
     cdef public object usable

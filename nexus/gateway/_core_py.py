@@ -84,9 +84,9 @@ class Core:
         self.recorder: Recorder | None = None
         self.events: Any = None
         self.tracer: Any = None
-        # Set by the app before the first connection: a Balancer, a RetryPolicy, a RetryBudget.
-        self.balancer: Any = None
-        self.retry_policy: Any = None
+        #: Upstream group → its balancer.
+        self.balancers: dict[str, Any] = {}
+        #: Set by the app before the first connection: a RetryBudget.
         self.budget: Any = None
         self.breakers = False
         #: What the balancer asks of a server: whether its breaker would let a request through.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import cython  # type: ignore[import-untyped]
 
 from nexus.gateway.envelope import PREFIX, suffix
+from nexus.gateway.transforms import TransformError
 from nexus.policy.retry import RETRIABLE_STATUS, Failure
 from nexus.wire.http1 import LAST_CHUNK, chunk, field
 
@@ -54,11 +55,23 @@ class Exchange(Attempts):
     def forward(self, head: RequestHead) -> None:
         """Pass the request to an upstream: make its bytes, then the first attempt."""
         route = self.route
-        path = head.path[len(route.prefix) :] or b"/"
-        self._target_out = path + head.query if head.query else path
+        if route.rewrite is None:
+            path = head.path[len(route.prefix) :] or b"/"
+        else:
+            path = route.rewrite(head.path)
+        query = head.query
+        if route.query_rules is not None:
+            query = route.query_rules.apply(query, self, head.path)
+        self._target_out = path + query if query else path
         self._upgrading = head.upgrade
         self._keyed = route.idempotency_key and head.count(_IDEMPOTENCY_KEY) == 1
-        self._fields = request_fields(self, head)
+        self._deadline_total = self.started + route.total_ns
+        self._max_body = route.body_bytes
+        try:
+            self._fields = request_fields(self, head)
+        except TransformError as error:
+            self.reject(400, "bad_transform", str(error))
+            return
         self.proxied = True
         self._attempt()
 
@@ -91,7 +104,7 @@ class Exchange(Attempts):
         """The upstream's time runs from the last byte of the request."""
         core = self.core
         if self.request_done:
-            until = core.wheel.now + core.response_ns
+            until = core.wheel.now + self.route.response_ns
             if until > self._deadline_total:
                 until = self._deadline_total
             core.wheel.schedule(self, until)
@@ -109,11 +122,11 @@ class Exchange(Attempts):
             return
         if state in (FREE, DONE, TUNNEL):
             return
-        if self.core.max_body and self.bytes_in > self.core.max_body:
+        if self._max_body and self.bytes_in > self._max_body:
             self._too_large()
             return
         if last:
-            self._deadline_total = self.core.wheel.now + self.core.total_ns
+            self._deadline_total = self.core.wheel.now + self.route.total_ns
         if self._chunked_in:
             data = chunk(data) if data else b""
             if last:
@@ -143,7 +156,7 @@ class Exchange(Attempts):
         if not self.request_done:
             self.session.pause_request()
             if self._state == SENT:
-                self.core.wheel.schedule(self, self.core.wheel.now + self.core.response_ns)
+                self.core.wheel.schedule(self, self.core.wheel.now + self.route.response_ns)
         elif self._state == TUNNEL:
             self.session.pause_request()
 
@@ -252,7 +265,7 @@ class Exchange(Attempts):
         if body:
             data += self._frame(body)
         # Before the write, which may find that the client takes no more.
-        self.core.wheel.schedule(self, self.core.wheel.now + self.core.stream_idle_ns)
+        self.core.wheel.schedule(self, self.core.wheel.now + self.route.stream_idle_ns)
         self._send(data)
 
     def _frame(self, data: bytes) -> bytes:
@@ -270,7 +283,7 @@ class Exchange(Attempts):
             return
         out = self._frame(data) if data else b""
         if not complete:
-            self.core.wheel.schedule(self, self.core.wheel.now + self.core.stream_idle_ns)
+            self.core.wheel.schedule(self, self.core.wheel.now + self.route.stream_idle_ns)
             self._send(out)
             return
         if self._prefix_sent:
@@ -332,7 +345,7 @@ class Exchange(Attempts):
         if self.connection is not None:
             self.connection.resume_reading()
             if self._state == STREAMING:
-                self.core.wheel.schedule(self, self.core.wheel.now + self.core.stream_idle_ns)
+                self.core.wheel.schedule(self, self.core.wheel.now + self.route.stream_idle_ns)
 
     def close_upstream_writing(self) -> None:
         """End of the client's side of a tunnel."""

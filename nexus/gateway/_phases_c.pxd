@@ -5,7 +5,7 @@ from nexus.gateway._core_c cimport Core
 from nexus.gateway._exchange_c cimport Exchange
 from nexus.gateway._routes_c cimport Route, Router
 
-cdef int _AUTHORIZATION, _FORWARDED_FOR
+cdef int _AUTHORIZATION, _COOKIE, _FORWARDED_FOR, _ORIGIN
 
 
 cdef class Phases:
@@ -22,8 +22,15 @@ cdef class Phases:
 
     cpdef object set_limit(self, object limit)
     cpdef object identify(self, Exchange exchange, object peername)
-    @cython.locals(core=Core, taken=cython.longlong, route=Route)
+    @cython.locals(core=Core, route=Route, preflight=bytes)
     cpdef object run(self, Exchange exchange, RequestHead head)
     cdef object _behind_proxy(self, Exchange exchange, RequestHead head)
     cdef object _too_many(self, Exchange exchange, long long taken)
-    cdef object _wrong_method(self, Exchange exchange, Route route)
+    @cython.locals(router=Router, route=Route, preflight=bytes)
+    cdef bytes _find_route(self, Exchange exchange, RequestHead head)
+    @cython.locals(taken=cython.longlong, route=Route)
+    cdef bint _admits(self, Exchange exchange) except -1
+    cdef bint _knows(self, Exchange exchange, RequestHead head) except -1
+    cdef bint _authorizes(self, Exchange exchange, Route route) except -1
+    cdef object _answer_preflight(self, Exchange exchange, RequestHead head, bytes method)
+    cdef object _wrong_method(self, Exchange exchange)

@@ -3,10 +3,11 @@
 
 ::
 
-    match the route (pure) ─► block list 403 ─► address limit 429 ─► authentication 401
-        ─► 404 / 405 ─► body limit 413 ─► ours: answered here
-                                     └──► proxied: exchange.forward
-                                          (balancer ─► breaker ─► upstream ─► retry ─► envelope)
+    match the route (pure) ─► block list 403 ─► address limit 429 ─► CORS preflight 204
+        ─► authentication 401 ─► 404 / 405 ─► authorization 403 ─► body limit 413
+            ├──► ours: answered here
+            └──► proxied: exchange.forward
+                          (balancer ─► breaker ─► upstream ─► retry ─► envelope)
 
 One source, compiled as ``_phases_c``.
 """
@@ -38,7 +39,15 @@ if TYPE_CHECKING:
 __all__ = ["Phases"]
 
 _AUTHORIZATION: Final = field(b"authorization")
+_COOKIE: Final = field(b"cookie")
 _FORWARDED_FOR: Final = field(b"x-forwarded-for")
+_ORIGIN: Final = field(b"origin")
+
+_CORS_REFUSALS: Final = {
+    "cors_origin": "This origin may not use the route.",
+    "cors_method": "Scripts may not use this method here.",
+    "cors_headers": "Scripts may not send one of these headers here.",
+}
 
 
 class Phases:
@@ -49,7 +58,7 @@ class Phases:
         self._table: Any = table
         self._seed = seed
         self.clients: Clients = Clients(())
-        self.router: Router | None = None
+        self.router: Router | Any = None
         #: ``None`` where limits are switched off.
         self.limit: RateLimit | None = None
         #: ``None`` where authentication is switched off.
@@ -82,11 +91,54 @@ class Phases:
             self._behind_proxy(exchange, head)
         if core.recorder is not None or core.tracer is not None:
             exchange.note(head)
-        route = self.router.match(head.path)  # type: ignore[union-attr]
+        preflight = self._find_route(exchange, head)
+        if not self._admits(exchange):
+            return
+        if preflight:
+            self._answer_preflight(exchange, head, preflight)
+            return
+        route = exchange.route
+        if self.authenticator is not None and (route is None or route.authenticated):
+            if not self._knows(exchange, head):
+                return
+        if route is None:
+            exchange.reject(404, "no_route", "Nothing is served at this path.")
+        elif head.method not in route.methods:
+            self._wrong_method(exchange)
+        elif route.guard is not None and not self._authorizes(exchange, route):
+            return
+        elif route.handler is not None:
+            if route.reads_cookie:
+                exchange.cookie = head.joined(_COOKIE)
+            exchange.collect(route.max_body)
+        elif route.body_bytes and head.content_length > route.body_bytes:
+            exchange.reject(413, "body_too_large", "The request body is too large.")
+        else:
+            exchange.forward(head)
+
+    def _find_route(self, exchange: Exchange, head: RequestHead) -> bytes:
+        """Set the request's route; the method that a preflight asks for, empty for others."""
+        router = self.router
+        preflight = b""
+        if router.cors and head.method == b"OPTIONS" and head.count(_ORIGIN):
+            preflight = head.named(b"access-control-request-method") or b""
+            if preflight:
+                route = router.match_method(head, preflight, True)
+                if route is not None and route.cors is not None:
+                    exchange.route = route
+                    return preflight
+        route = router.match(head)
         exchange.route = route
+        if route is not None and route.cors is not None:
+            exchange.shared = route.cors.fields(head.value(_ORIGIN))
+        return b""
+
+    def _admits(self, exchange: Exchange) -> bool:
+        """Whether the client's address may ask at all, and now."""
         if self.blocked is not None and self.blocked(exchange.ip):
             exchange.reject(403, "blocked", "This address is blocked.")
-            return
+            return False
+        route = exchange.route
         if self.limit is not None and (route is None or route.limited):
             if cython.compiled:  # its arguments were checked when the limit was set
                 taken = self._table.take_unchecked(
@@ -98,26 +150,39 @@ class Phases:
                 )
             if taken < 0:
                 self._too_many(exchange, taken)
-                return
-        if self.authenticator is not None and (route is None or route.authenticated):
-            try:
-                exchange.client_id = self.authenticator.verify(
-                    head.value(_AUTHORIZATION), exchange.wall_ns / 1e9
-                )
-            except AuthError as error:
-                extra = b"WWW-Authenticate: " + error.challenge + b"\r\n"
-                exchange.reject(401, error.reason, str(error), extra)
-                return
-        if route is None:
-            exchange.reject(404, "no_route", "Nothing is served at this path.")
-        elif head.method not in route.methods:
-            self._wrong_method(exchange, route)
-        elif core.max_body and head.content_length > core.max_body:
-            exchange.reject(413, "body_too_large", "The request body is too large.")
-        elif route.handler is not None:
-            exchange.collect(route.max_body)
+                return False
+        return True
+
+    def _knows(self, exchange: Exchange, head: RequestHead) -> bool:
+        """Whether the request proves whose it is."""
+        try:
+            identity = self.authenticator.verify(  # type: ignore[union-attr]
+                head.value(_AUTHORIZATION), exchange.wall_ns / 1e9
+            )
+        except AuthError as error:
+            exchange.reject(error.status, error.reason, str(error), error.fields)
+            return False
+        exchange.identity = identity
+        exchange.client_id = identity.client_id
+        return True
+
+    def _authorizes(self, exchange: Exchange, route: Route) -> bool:
+        """Whether who is known may use the route."""
+        refusal = route.guard.refusal(exchange.identity)
+        if refusal is None:
+            return True
+        exchange.reject(403, refusal[0], refusal[1], refusal[2])
+        return False
+
+    def _answer_preflight(self, exchange: Exchange, head: RequestHead, method: bytes) -> None:
+        """A browser asks whether it may (Fetch standard, CORS-preflight request)."""
+        fields, refused = exchange.route.cors.preflight(
+            head.value(_ORIGIN), method, head.named(b"access-control-request-headers")
+        )
+        if refused:
+            exchange.reject(403, refused, _CORS_REFUSALS[refused], fields)
         else:
-            exchange.forward(head)
+            exchange.answer_empty(fields)
 
     def _behind_proxy(self, exchange: Exchange, head: RequestHead) -> None:
         chain = head.joined(_FORWARDED_FOR)
@@ -137,6 +202,6 @@ class Phases:
         core.count("nexus_rate_limit_hits_total", exchange.ip)
         exchange.reject(429, "rate_limited", "Rate limit exceeded; retry later.", extra)
 
-    def _wrong_method(self, exchange: Exchange, route: Route) -> None:
-        extra = b"Allow: " + route.allow + b"\r\n"
+    def _wrong_method(self, exchange: Exchange) -> None:
+        extra = b"Allow: " + self.router.allow + b"\r\n"
         exchange.reject(405, "method_not_allowed", "This path does not take this method.", extra)

@@ -24,6 +24,9 @@ cdef class ServedRequest(ResponseSink):
     cdef readonly Server server
     cdef public bytes scheme
     cdef readonly bytes host
+    cdef public bytes shared
+    cdef public object identity
+    cdef public bytes cookie
     cdef Series _series
     cdef bytes forwarded
     cdef bytes forwarded_host
@@ -78,6 +81,7 @@ cdef class ServedRequest(ResponseSink):
     cdef long long _content_length
     cdef bint _chunked_in
     cdef long long _deadline_total
+    cdef long long _max_body
     cdef bytes _target_out
     cdef bint _upgrading
     cdef bytes _fields
@@ -91,6 +95,7 @@ cdef class ServedRequest(ResponseSink):
     cpdef object reject(self, int status, str reason, str message, bytes extra=*)
     @cython.locals(core=Core, keep=cython.bint)
     cpdef object answer(self, int status, bytes body, bytes content_type, bytes extra=*)
+    cpdef object answer_empty(self, bytes extra)
     cpdef object collect(self, long long limit)
     cdef object _collect(self, bytes data, bint last)
     cpdef object invite(self)

@@ -84,6 +84,12 @@ class ServedRequest(ResponseSink):
         self.upstream_status = 0
         self.upstream_url = ""
         self.host = b""
+        #: Field lines that every response of this request gets (CORS).
+        self.shared = b""
+        #: Who asks, where the route demands a token.
+        self.identity: Any = None
+        #: The ``Cookie`` field, where the route's handler asks for it.
+        self.cookie = b""
         self._target_out = b""
         self.upstream_started = 0
         self.upstream_ns = 0
@@ -144,6 +150,7 @@ class ServedRequest(ResponseSink):
         self._chunked_in = head.chunked
         self.request_done = not has_body
         self._deadline_total = now + core.total_ns
+        self._max_body = core.max_body
         core.budget.begin()
 
     def begin_refused(self) -> None:
@@ -195,10 +202,32 @@ class ServedRequest(ResponseSink):
             len(body),
             core.date(self.wall_ns // 1_000_000_000),
         )
-        data = b"".join((head, extra, ID_FIELD, self.request_id, self._last_fields(keep)))
+        data = b"".join(
+            (head, extra, self.shared, ID_FIELD, self.request_id, self._last_fields(keep))
+        )
         if not self.bodiless:
             data += body
         self._send(data)
+        self._finish(keep)
+
+    def answer_empty(self, extra: bytes) -> None:
+        """Answer 204, which has neither body nor length (RFC 9110 §8.6)."""
+        keep = self._keep and self.request_done and not self.core.draining
+        self.status = 204
+        date = self.core.date(self.wall_ns // 1_000_000_000)
+        self._send(
+            b"".join(
+                (
+                    b"HTTP/1.1 204 No Content\r\nDate: ",
+                    date,
+                    b"\r\n",
+                    extra,
+                    ID_FIELD,
+                    self.request_id,
+                    self._last_fields(keep),
+                )
+            )
+        )
         self._finish(keep)
 
     def collect(self, limit: int) -> None:

@@ -29,10 +29,11 @@ from nexus.gateway.blocklist import BlockList
 from nexus.gateway.clients import Clients
 from nexus.gateway.core import Core
 from nexus.gateway.discovery import ServiceEntry, ServicesFile, ServicesMemory
-from nexus.gateway.endpoints import Endpoints
+from nexus.gateway.endpoints import Endpoints, own_routes
 from nexus.gateway.events import SOURCE, EventSink
 from nexus.gateway.listening import Listening, check_listeners, more_endpoints
 from nexus.gateway.phases import Phases
+from nexus.gateway.routetable import build_router, groups_of
 from nexus.gateway.session import Session
 from nexus.gateway.settings import GatewaySettings
 from nexus.gateway.traces import Tracer
@@ -49,7 +50,7 @@ from nexus.observability.telemetry import Telemetry, TelemetryMemory
 from nexus.observability.tracing import SpanSink
 from nexus.policy.breaker import BreakerTable
 from nexus.policy.ratelimit import RateLimit
-from nexus.policy.retry import RetryBudget, RetryPolicy
+from nexus.policy.retry import RetryBudget
 
 __all__ = ["SPEC", "Gateway", "Shared", "make_shared", "validate"]
 
@@ -107,7 +108,16 @@ def validate(settings: GatewaySettings) -> None:
     Clients(settings.trusted_proxies)
     check_listeners(settings)
     client_context(settings.upstream.tls, path="upstream.tls")
-    ServicesFile(settings.services_file).read()
+    services = ServicesFile(settings.services_file).read()
+    build_router(settings, own_routes())
+    known = {service.group for service in services}
+    for group, path in groups_of(settings).items():
+        if group not in known:
+            raise ConfigError(
+                f"no service in {settings.services_file} has the group {group!r}; "
+                f"known: {', '.join(sorted(known))}",
+                path=path,
+            )
     check_kafka(settings.kafka)
     limit = settings.rate_limit
     try:
@@ -130,6 +140,7 @@ class Gateway:
         self._upstreams: Final = Upstreams(
             settings, shared.breakers, context.index, self._wheel, context.metrics, rng
         )
+        self._core.balancers = self._upstreams.balancers
         self._sessions: Final[set[Session]] = set()
         self._telemetry: Final = (
             Telemetry(settings.telemetry_entries, memory=shared.telemetry, worker=context.index)
@@ -162,7 +173,6 @@ class Gateway:
         self._apply(settings)
         self._use(self._services.recover(context.shared.services))
         self._reloads.labels("broken").inc(self._services.failures)
-        self._core.balancer = self._upstreams.balancer
         await self._start_recorder(settings)
         self._tick(loop)
         await self._listening.open(settings)
@@ -188,7 +198,6 @@ class Gateway:
         self._upstreams.configure(settings)
         self._services = services
         self._use(entries)
-        self._core.balancer = self._upstreams.balancer
 
     async def drain(self, seconds: float) -> None:
         """Stop accepting, finish what is open within ``seconds``, release everything."""
@@ -229,15 +238,13 @@ class Gateway:
         """Resolve settings into the objects of the request path."""
         core, phases = self._core, self._phases
         metrics = self._context.metrics if settings.metrics.enabled else None
+        router = build_router(settings, self._endpoints.routes())
         # A new one: tokens of a client that is gone must not be known any more.
         authenticator = Authenticator(settings.auth, metrics) if settings.auth.enabled else None
         clients = Clients(settings.trusted_proxies)
         limit = settings.rate_limit
         core.apply(settings)
         core.usable = Upstreams.usable if settings.breaker.enabled else None
-        core.retry_policy = RetryPolicy(
-            settings.retry.max_attempts, settings.retry.delay_ms * 1_000_000
-        )
         if core.budget is None:
             core.budget = RetryBudget(settings.retry.budget_ratio, settings.retry.budget_floor)
         else:  # requests under way hold it
@@ -250,7 +257,7 @@ class Gateway:
         phases.set_limit(
             RateLimit(limit.capacity, limit.refill_per_second) if limit.enabled else None
         )
-        phases.router = self._endpoints.router()
+        phases.router = router
 
     async def _start_recorder(self, settings: GatewaySettings) -> None:
         metrics, index = self._context.metrics, self._context.index

@@ -25,6 +25,7 @@ import jwt
 import msgspec
 
 from nexus.errors import ConfigError, NexusError
+from nexus.gateway.identity import Identity
 from nexus.gateway.settings import AuthSettings
 
 if TYPE_CHECKING:
@@ -63,6 +64,11 @@ class AuthError(NexusError):
     def __init__(self, reason: str, message: str) -> None:
         self.reason: Final = reason
         super().__init__(message)
+
+    @property
+    def fields(self) -> bytes:
+        """Field lines of the reply."""
+        return b"WWW-Authenticate: " + self.challenge + b"\r\n"
 
     @property
     def challenge(self) -> bytes:
@@ -129,8 +135,8 @@ class Authenticator:
         #: Digests are worthless outside this process.
         self._pepper = os.urandom(32)
         self._clients = {c.client_id: self._digest(c.client_secret) for c in settings.clients}
-        #: Authorization field → (client id, second from which it is refused); oldest first.
-        self._verified: dict[bytes, tuple[str, float]] = {}
+        #: Authorization field → whose it is; oldest first.
+        self._verified: dict[bytes, Identity] = {}
 
     def issue(self, body: bytes, now: float) -> tuple[int, dict[str, object]]:
         """Answer ``POST /auth/token``: the status and the JSON object to send.
@@ -163,8 +169,8 @@ class Authenticator:
         token = jwt.encode(claims, self._jwt_secret, algorithm="HS256")
         return 200, {"access_token": token, "token_type": "Bearer", "expires_in": self._ttl}
 
-    def verify(self, authorization: bytes | None, now: float) -> str:
-        """The client id that the ``Authorization`` field proves; raises :class:`AuthError`.
+    def verify(self, authorization: bytes | None, now: float) -> Identity:
+        """The client that the ``Authorization`` field proves; raises :class:`AuthError`.
 
         ``now`` is Unix time in seconds.
         """
@@ -173,20 +179,20 @@ class Authenticator:
         known = self._verified.get(authorization)
         if known is not None:
             self._count_hit()
-            if now < known[1]:
-                return known[0]
+            if now < known.end:
+                return known
             del self._verified[authorization]
             raise AuthError("expired", "the token has expired")
         token = _token_of(authorization)
         # Only what could have been a hit: nonsense is no look-up.
         self._count_miss()
-        client_id, end = self._check(token, now)
+        identity = self._check(token, now)
         # One spelling per token: a client must not fill the cache with "bearer", "BEARER", ….
         if len(authorization) == len(_PREFIX) + len(token) and authorization.startswith(_PREFIX):
-            self._remember(authorization, client_id, end)
-        return client_id
+            self._remember(authorization, identity)
+        return identity
 
-    def _check(self, token: bytes, now: float) -> tuple[str, float]:
+    def _check(self, token: bytes, now: float) -> Identity:
         claims = self._decode(token)
         end = _number(claims, "exp") + self._leeway
         # "on or after which the JWT MUST NOT be accepted", RFC 7519 §4.1.4
@@ -199,9 +205,12 @@ class Authenticator:
             raise AuthError(
                 "bad_claim", f"client_id: expected text of 1 to {_MAX_CLIENT_ID} characters"
             )
+        if any(c < " " or c == "\x7f" for c in client_id):
+            # It goes into a header field for the upstream.
+            raise AuthError("bad_claim", "client_id: expected text without control characters")
         if self._clients and client_id not in self._clients:
             raise AuthError("unknown_client", "the token's client is not configured here")
-        return client_id, end
+        return Identity(client_id, end)
 
     def _decode(self, token: bytes) -> dict[str, Any]:
         try:
@@ -233,13 +242,13 @@ class Authenticator:
             # number with more digits than `int` converts.
             raise AuthError("malformed_token", "the token is not a JWT") from None
 
-    def _remember(self, authorization: bytes, client_id: str, end: float) -> None:
+    def _remember(self, authorization: bytes, identity: Identity) -> None:
         if not self._max_cached:
             return
         # Only tokens that we can verify come here, so a stranger cannot push others out.
         if len(self._verified) >= self._max_cached:
             del self._verified[next(iter(self._verified))]
-        self._verified[authorization] = (client_id, end)
+        self._verified[authorization] = identity
 
     def _digest(self, secret: str) -> bytes:
         return hashlib.blake2b(secret.encode(errors="surrogatepass"), key=self._pepper).digest()

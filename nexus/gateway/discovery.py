@@ -29,6 +29,7 @@ from nexus.errors import ConfigError
 from nexus.settings import Settings, decode
 
 __all__ = [
+    "DEFAULT_GROUP",
     "MAX_SERVICES",
     "Changes",
     "ServiceEntry",
@@ -47,6 +48,8 @@ _MAX_FILE_BYTES: Final = 1 << 20
 #: Of one copy in shared memory: when it was written, nanoseconds of the monotonic clock; bytes;
 #: CRC-32 of time and content.
 _COPY: Final = struct.Struct("<QII")
+#: Where routes lead to that name no other group.
+DEFAULT_GROUP: Final = "default"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 #: RFC 1123 §2.1 names, and the underscore that container networks use.
@@ -57,10 +60,11 @@ _PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:-]+)*")
 
 
 class ServiceEntry(Settings, frozen=True):
-    """One upstream: where it is, and its share under ``weighted``."""
+    """One upstream: where it is, its share under ``weighted``, and which routes lead to it."""
 
     url: str
     weight: Annotated[int, Meta(ge=1, le=65_535)] = 1
+    group: Annotated[str, Meta(min_length=1, max_length=128)] = DEFAULT_GROUP
 
 
 class _Document(Settings, frozen=True):
@@ -68,7 +72,7 @@ class _Document(Settings, frozen=True):
 
 
 class Changes(NamedTuple):
-    """From one list to the next; ``reweighted`` holds the new entries."""
+    """From one list to the next; ``reweighted`` holds new entries of another weight or group."""
 
     added: tuple[ServiceEntry, ...]
     removed: tuple[ServiceEntry, ...]
@@ -250,7 +254,7 @@ def _checked(entries: Sequence[ServiceEntry], source: str) -> tuple[ServiceEntry
             raise ConfigError(str(error), source=source, path=path) from None
         if url in checked:
             raise ConfigError(f"{url} is listed twice", source=source, path=path)
-        checked[url] = ServiceEntry(url=url, weight=entry.weight)
+        checked[url] = ServiceEntry(url=url, weight=entry.weight, group=entry.group)
     return tuple(checked.values())
 
 
@@ -329,8 +333,6 @@ def diff(old: Sequence[ServiceEntry], new: Sequence[ServiceEntry]) -> Changes:
         added=tuple(entry for entry in new if entry.url not in before),
         removed=tuple(entry for entry in old if entry.url not in after),
         reweighted=tuple(
-            entry
-            for entry in new
-            if entry.url in before and before[entry.url].weight != entry.weight
+            entry for entry in new if entry.url in before and before[entry.url] != entry
         ),
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nexus import clock
-from nexus.gateway.routes import Route, Router
+from nexus.gateway.routes import Route
 from nexus.observability import exposition, health
 
 if TYPE_CHECKING:
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from nexus.net.service import WorkerContext
     from nexus.observability.telemetry import Telemetry
 
-__all__ = ["API_PREFIX", "Endpoints"]
+__all__ = ["Endpoints", "own_routes"]
 
-API_PREFIX: Final = b"/api"
 #: Bytes of a token request; two short texts.
 MAX_TOKEN_REQUEST: Final = 8192
 
@@ -30,7 +29,43 @@ _NO_STORE: Final = b"Cache-Control: no-store\r\n"
 _CHALLENGE: Final = b'WWW-Authenticate: Bearer realm="nexus"\r\n'
 _READ: Final = frozenset((b"GET", b"HEAD"))
 
+_POST: Final = frozenset((b"POST",))
+
 Handler = Callable[["Exchange", bytes], None]
+
+
+def own_routes(handler: Callable[[str], Handler] | None = None) -> list[tuple[str, Route]]:
+    """The paths that the gateway answers itself, on every host and before all configured routes.
+
+    ``handler`` finds a handler by its name; without it the routes are only there to be matched.
+    """
+    find = handler or (lambda _name: _unanswered)
+
+    def open_to_all(path: str, name: str) -> Route:
+        return Route(path, _READ, limited=False, authenticated=False, handler=find(name))
+
+    def guarded(path: str, name: str) -> Route:
+        return Route(path, _READ, handler=find(name))
+
+    def credentials(path: str, name: str) -> Route:
+        return Route(
+            path, _POST, authenticated=False, handler=find(name), max_body=MAX_TOKEN_REQUEST
+        )
+
+    own = [
+        credentials("/auth/token", "token"),
+        open_to_all("/health", "health"),
+        open_to_all("/ready", "ready"),
+        open_to_all("/metrics", "metrics"),
+        guarded("/telemetry", "telemetry"),
+        guarded("/lb-stats", "lb_stats"),
+        guarded("/cb-stats", "cb_stats"),
+    ]
+    return [(route.template, route) for route in own]
+
+
+def _unanswered(_exchange: Exchange, _body: bytes) -> None:
+    raise NotImplementedError
 
 
 class Endpoints:
@@ -45,34 +80,9 @@ class Endpoints:
         self._encode: Final = msgspec.json.Encoder().encode
         self.authenticator: Authenticator | None = None
 
-    def router(self) -> Router:
-        """All routes of the gateway."""
-
-        def open_to_all(path: str, handler: Handler) -> Route:
-            return Route(path, _READ, limited=False, authenticated=False, handler=handler)
-
-        def guarded(path: str, handler: Handler) -> Route:
-            return Route(path, _READ, handler=handler)
-
-        token = Route(
-            "/auth/token",
-            frozenset((b"POST",)),
-            authenticated=False,
-            handler=self.token,
-            max_body=MAX_TOKEN_REQUEST,
-        )
-        own = [
-            token,
-            open_to_all("/health", self.health),
-            open_to_all("/ready", self.ready),
-            open_to_all("/metrics", self.metrics),
-            guarded("/telemetry", self.telemetry),
-            guarded("/lb-stats", self.lb_stats),
-            guarded("/cb-stats", self.cb_stats),
-        ]
-        return Router(
-            {route.template.encode(): route for route in own}, [Route("/api/*", prefix=API_PREFIX)]
-        )
+    def routes(self) -> list[tuple[str, Route]]:
+        """The paths of the gateway itself."""
+        return own_routes(lambda name: getattr(self, name))
 
     def token(self, exchange: Exchange, body: bytes) -> None:
         """``POST /auth/token``: client credentials for a bearer token."""

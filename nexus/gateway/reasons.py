@@ -27,6 +27,12 @@ REASONS: Final[dict[str, tuple[int, str]]] = {
     "rate_limited": (429, "the client's address has used up its bucket"),
     "no_route": (404, "no route has this path"),
     "method_not_allowed": (405, "the route has this path, but not for this method"),
+    "insufficient_scope": (403, "the token lacks a scope that the route asks for"),
+    "insufficient_role": (403, "the token has none of the roles that the route asks for"),
+    "cors_origin": (403, "a preflight from an origin that `cors.origins` does not name"),
+    "cors_method": (403, "a preflight for a method that `cors.methods` does not name"),
+    "cors_headers": (403, "a preflight for a header that `cors.headers` does not name"),
+    "bad_transform": (400, "a value for a header of `request.headers` holds a control character"),
     # POST /auth/token
     "auth_disabled": (404, "`auth.enabled` is false, so there are no tokens to be had"),
     "bad_json": (400, "the body is not a JSON object"),

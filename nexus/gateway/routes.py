@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from nexus._speedups import BACKEND
 
 if TYPE_CHECKING or BACKEND == "pure":
-    from nexus.gateway._routes_py import PROXIED_METHODS, Route, Router
+    from nexus.gateway._routes_py import PROXIED_METHODS, Node, Route, Router
 else:
-    from nexus.gateway._routes_c import PROXIED_METHODS, Route, Router
+    from nexus.gateway._routes_c import PROXIED_METHODS, Node, Route, Router
 
-__all__ = ["PROXIED_METHODS", "Route", "Router"]
+__all__ = ["PROXIED_METHODS", "Node", "Route", "Router"]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from nexus.gateway.settings_routes import RouteSettings
 from nexus.net.settings import (
     DialTlsSettings,
     KafkaSettings,
@@ -233,6 +234,13 @@ class GatewaySettings(ServiceSettings, frozen=True):
         bool, Meta(description="pass header names with `_` instead of dropping them")
     ] = False
     via: Annotated[bool, Meta(description="add `Via: 1.1 nexus`")] = True
+    routes: Annotated[
+        tuple[RouteSettings, ...],
+        Meta(
+            description="what is passed on; the most specific one that a request matches. A list "
+            "of one's own replaces the default one"
+        ),
+    ] = (RouteSettings(path="/api/*"),)
     block_list: BlockListSettings = BlockListSettings()
     rate_limit: RateLimitSettings = RateLimitSettings()
     auth: AuthSettings = AuthSettings()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from nexus.gateway.discovery import ServiceEntry
+from nexus.gateway.discovery import DEFAULT_GROUP, ServiceEntry
 from nexus.gateway.pool import Pool
 from nexus.policy.balance import Balancer, Server, make_balancer
 from nexus.policy.breaker import Breaker, BreakerConfig, BreakerTable
@@ -72,7 +72,10 @@ class Upstreams:
         self._overflows_seen = 0
         self._servers: dict[str, Server] = {}
         self._leaving: list[Server] = []
-        self.balancer: Balancer = make_balancer(settings.balancer.algorithm, rng)
+        #: URL → the group that it is in.
+        self._groups: dict[str, str] = {}
+        #: Group → its balancer; the same object for good, requests look here.
+        self.balancers: Final[dict[str, Balancer]] = {}
         table.adopt(worker)
 
     @staticmethod
@@ -95,11 +98,26 @@ class Upstreams:
             elif known.weight != entry.weight:
                 log.info("upstream reweighted", extra={"upstream": url, "weight": entry.weight})
                 known.weight = entry.weight
+        self._groups = {url: entry.group for url, entry in wanted.items()}
         # The file's order is the order of the turns.
         self._servers = {url: self._servers[url] for url in wanted}
-        self.balancer.update(list(self._servers.values()))
+        self._balance()
         self.sweep()
         self.report()
+
+    def _balance(self) -> None:
+        """Each group's balancer gets the servers of its group."""
+        members: dict[str, list[Server]] = {}
+        for url, server in self._servers.items():
+            members.setdefault(self._groups[url], []).append(server)
+        for group in [group for group in self.balancers if group not in members]:
+            del self.balancers[group]
+        for group, servers in members.items():
+            balancer = self.balancers.get(group)
+            if balancer is None:
+                algorithm = self._settings.balancer.algorithm
+                balancer = self.balancers[group] = make_balancer(algorithm, self._rng)
+            balancer.update(servers)
 
     def _add(self, entry: ServiceEntry) -> Server:
         for server in self._leaving:
@@ -117,10 +135,11 @@ class Upstreams:
 
     def configure(self, settings: GatewaySettings) -> None:
         """Apply new settings to what stays."""
-        if settings.balancer.algorithm != self._settings.balancer.algorithm:
-            self.balancer = make_balancer(settings.balancer.algorithm, self._rng)
-            self.balancer.update(list(self._servers.values()))
+        changed = settings.balancer.algorithm != self._settings.balancer.algorithm
         self._settings = settings
+        if changed:
+            self.balancers.clear()
+            self._balance()
         config = _breaker_config(settings)
         for server in (*self._servers.values(), *self._leaving):
             cast("Pool", server.extra).configure(settings.upstream, settings.timeouts)
@@ -165,7 +184,7 @@ class Upstreams:
     def balance_stats(self) -> dict[str, Any]:
         """``GET /lb-stats``."""
         return {
-            "algorithm": self.balancer.algorithm,
+            "algorithm": self._settings.balancer.algorithm,
             "servers": [
                 {
                     "url": server.url,
@@ -173,10 +192,16 @@ class Upstreams:
                     "activeConnections": server.active,
                     "requestsHandled": server.handled,
                     "healthy": server.healthy,
+                    **self._group_of(server),
                 }
                 for server in self._servers.values()
             ],
         }
+
+    def _group_of(self, server: Server) -> dict[str, str]:
+        """Said only where it says something: the default group is as in the contract."""
+        group = self._groups[server.url]
+        return {} if group == DEFAULT_GROUP else {"group": group}
 
     def breaker_stats(self) -> dict[str, Any]:
         """``GET /cb-stats``."""

@@ -105,6 +105,9 @@ def _type(kind: Any, metas: list[msgspec.Meta]) -> str:
     if origin in (Union, types.UnionType):
         inner = [a for a in typing.get_args(kind) if a is not type(None)]
         return " or ".join(_type(*_unwrap(a)) for a in inner)
+    if origin is dict:
+        key, item = (_type(*_unwrap(argument)) for argument in typing.get_args(kind))
+        return f"{key} → {item}"
     if origin in (tuple, list):
         return f"list of {_type(*_unwrap(typing.get_args(kind)[0]))}"
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
@@ -133,11 +136,13 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
         return "**required**"
     value = field.default
     if value is msgspec.NODEFAULT:
-        return ""
+        return "none" if field.default_factory in (dict, list) else ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if value in ("", (), None):
         return "none"
+    if isinstance(value, tuple):
+        return f"`{msgspec.json.encode(value).decode()}`"
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return f"`{value}`"

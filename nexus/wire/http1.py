@@ -28,6 +28,7 @@ from nexus._speedups.http1 import ChunkedDecoder, RequestHead, ResponseHead, chu
 from nexus._speedups.http1_table import (
     ABSENT,
     EXPECTATION,
+    FIELDS,
     FRAMING,
     HOP,
     LOCATION_CATEGORY,
@@ -38,11 +39,13 @@ from nexus._speedups.http1_table import (
     TRACE,
     UNDERSCORE,
     field,
+    normalise_path,
 )
 
 __all__ = [
     "ABSENT",
     "EXPECTATION",
+    "FIELDS",
     "FRAMING",
     "HOP",
     "LAST_CHUNK",
@@ -59,6 +62,7 @@ __all__ = [
     "ResponseHead",
     "chunk",
     "field",
+    "normalise_path",
 ]
 
 #: The end of a chunked body without trailers (RFC 9112 §7.1).
@@ -67,6 +71,7 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 #: RFC 9110 §15, for the statuses that Nexus answers with itself.
 REASON_PHRASES: Final[dict[int, str]] = {
     200: "OK",
+    204: "No Content",
     400: "Bad Request",
     401: "Unauthorized",
     403: "Forbidden",

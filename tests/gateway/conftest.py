@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_process import GatewayProcess
+from gateway_process import BACKENDS, GatewayProcess, check_backend
 from gateway_upstream import Upstream
-
-from nexus._speedups import COMPILED_MODULES, _built
-
-BACKENDS = ["py", "c"]
-
-
-def check_backend(backend: str) -> None:
-    missing = [name for name in COMPILED_MODULES if not _built(name)]
-    if backend == "c" and missing:
-        if os.environ.get("NEXUS_REQUIRE_EXTENSIONS", "") not in ("", "0"):
-            pytest.fail(f"not built: {missing}", pytrace=False)
-        pytest.skip(f"not built: {missing}")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+from nexus._speedups import COMPILED_MODULES, _built
+
+BACKENDS = ["py", "c"]
+
+
+def check_backend(backend: str) -> None:
+    """Skip, or fail where it is required, what is not built."""
+    missing = [name for name in COMPILED_MODULES if not _built(name)]
+    if backend == "c" and missing:
+        if os.environ.get("NEXUS_REQUIRE_EXTENSIONS", "") not in ("", "0"):
+            pytest.fail(f"not built: {missing}", pytrace=False)
+        pytest.skip(f"not built: {missing}")
+
 
 CRLF2 = b"\r\n\r\n"
 

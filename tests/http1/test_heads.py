@@ -295,3 +295,27 @@ def test_both_backends_agree_on_anything_and_for_every_split(data: bytes, cuts: 
         expected = outcome(make(kernel("py")), data, [])
         assert outcome(make(kernel("py")), data, cuts) == expected
         assert outcome(make(kernel("c")), data, cuts) == expected
+
+
+def test_an_underscore_does_not_open_what_a_hyphen_closes(http1: ModuleType) -> None:
+    head = request_head(http1)
+    data = (
+        b"GET / HTTP/1.1\r\nHost: a\r\nX_Internal-Secret: s\r\nx_auth_client: root\r\n"
+        b"Content_Length: 5\r\nX_Forwarded_For: 1\r\nX_Mine: 1\r\n\r\n"
+    )
+    head.parse(data, 0, len(data))
+    drop = table.HOP | table.FRAMING | table.OURS | table.SECRET
+    assert head.fields(drop) == b"X_Mine: 1\r\n"
+    assert head.content_length == -1
+
+
+def test_any_field_is_found_by_its_name(http1: ModuleType) -> None:
+    head = request_head(http1)
+    data = b"GET / HTTP/1.1\r\nHost: a\r\nX-Beta:  1 \r\nX-Bet: 2\r\nx-beta: 3\r\nX-None:\r\n\r\n"
+    head.parse(data, 0, len(data))
+    assert head.named(b"host") == b"a"
+    assert head.named(b"x-beta") == b"1, 3"
+    assert head.named(b"x-bet") == b"2"
+    assert head.named(b"x-none") == b""
+    assert head.named(b"x-betas") is None
+    assert head.named(b"") is None
