@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import BACKENDS, check_backend
-from gateway_process import Client, GatewayProcess, free_port
+from gateway_process import BACKENDS, Client, GatewayProcess, check_backend, free_port
 from gateway_upstream import Seen, Upstream
 from support.certificates import Authority
 from support.servers import wait_until
