@@ -80,8 +80,8 @@ prove-idle: build ## memory of 10 000 idle clients of the cacheproxy
 	@$(BIN)/python -m proofs.idle --results proofs/results $(ARGS)
 
 .PHONY: prove-bigvalue
-prove-bigvalue: build ## peak memory of a 100 MiB value through the cacheproxy
-	@$(BIN)/python -m proofs.bigvalue --results proofs/results $(ARGS)
+prove-bigvalue: build ## peak memory of a 500 MiB value through the cacheproxy
+	@$(BIN)/python -m proofs.bigvalue --mebibytes 500 --results proofs/results $(ARGS)
 
 .PHONY: prove-keepalive
 prove-keepalive: build ## no 502 in a million requests to an upstream that keeps closing idle connections

@@ -77,6 +77,9 @@ cdef class Link:
     cdef bint closing
     cdef public bint congested
     cdef list waiters
+    cdef readonly bint retired
+    cdef readonly Receiver slow              # for whom a retired link's reading is paused
+    cdef int stalled_seconds
     cdef public Receiver pin                 # the one client of a dedicated link
     cdef public bint splice                  # raw bytes from now on
     cdef bint reading_paused
@@ -92,6 +95,8 @@ cdef class Link:
     cpdef object expect(self, Receiver receiver, Py_ssize_t count)
     cdef object _schedule(self)
     cpdef object wait(self, Receiver receiver)
+    cpdef object retire(self, Receiver slow)
+    cpdef object release_slow(self)
     cpdef object pause(self, bint paused)
     cpdef object close(self)
     cpdef object resume_writing(self)

@@ -172,6 +172,11 @@ class Link:
         self.closing = False
         self.congested = False
         self.waiters: list[Receiver] = []
+        #: Takes no more commands and is closed once the last reply is out: a reply too big to be
+        #: collected is on it, and is read only as fast as ``slow`` takes it.
+        self.retired = False
+        self.slow: Any = None
+        self.stalled_seconds = 0
         self.pin: Any = None
         self.splice = False
         self.reading_paused = False
@@ -270,8 +275,32 @@ class Link:
             self.descriptor = -1
             self.transport.abort()
 
+    def retire(self, slow: Receiver) -> None:
+        """A shared link becomes the one of a client that reads a big reply slowly.
+
+        The owner opens another for everybody's next commands; only the replies that are behind the
+        big one anyway have to wait for that client.
+        """
+        self.retired = True
+        self.congested = True
+        self.slow = slow
+        self.pause(True)
+        self.owner.link_retired(self)
+
+    def release_slow(self) -> None:
+        """Read on, whoever is slow."""
+        self.slow = None
+        self.pause(False)
+
+    def relieve(self, limit: int) -> None:
+        """Called once a second: others wait behind a slow client for ``limit`` seconds at most."""
+        if self.reading_paused and (self.head is not self.slow or self.fifo or self.tail):
+            self.stalled_seconds += 1
+            if self.stalled_seconds > limit:
+                self.release_slow()
+
     def pause(self, paused: bool) -> None:
-        """Stop or go on reading (dedicated links only: a shared one never waits for a client)."""
+        """Stop or go on reading (a shared link waits for a client only once it is retired)."""
         if self.transport is None or paused == self.reading_paused:
             return
         self.reading_paused = paused
@@ -289,7 +318,7 @@ class Link:
         self.congested = True
 
     def resume_writing(self) -> None:
-        self.congested = False
+        self.congested = self.retired
         waiters = self.waiters
         if waiters:
             self.waiters = []
@@ -376,6 +405,8 @@ class Link:
                     self.head = None
                 self._deliver(receiver, data, position, stop, done)
             position = stop
+        if self.retired and self.head is None and not self.fifo and self.tail is None:
+            self.close()
         if self.sample_at and self.received >= self.sample_at:
             self.sample_at = 0
             self.owner.observe(monotonic() - self.sample_began)
@@ -508,6 +539,12 @@ class Client(Receiver):
             if self.quitting:
                 return end
             if self.link is not None and self.link.congested and not self.discarding:
+                if self.link.retired:
+                    if self.outstanding or self.slots:
+                        self.blocked |= BARRIER
+                        break
+                    self.bind()
+                    continue
                 self.blocked |= LINK_FULL
                 self.link.wait(self)
                 break
@@ -622,8 +659,13 @@ class Client(Receiver):
         self._pass_on(data, start, end)
         if done == 0:
             self.reply_bytes += end - start
+            if self.congested and self.reply_bytes > self.plane.big_reply:
+                if not (self.pinned or self.closed or self.link.retired):
+                    self.link.retire(self)
             return
         if self.reply_bytes:
+            if self.link is not None and self.link.slow is self:
+                self.link.release_slow()
             if self.reply_bytes > self.plane.big_reply:
                 self.big_until = self.plane.tick + 30
                 if not self.pinned:
@@ -691,13 +733,13 @@ class Client(Receiver):
 
     def pause_writing(self) -> None:
         self.congested = True
-        if self.pinned:
+        if self.link is not None and (self.pinned or self.link.slow is self):
             self.link.pause(True)
         self.blocked |= CLIENT_FULL
 
     def resume_writing(self) -> None:
         self.congested = False
-        if self.pinned:
+        if self.link is not None and (self.pinned or self.link.slow is self):
             self.link.pause(False)
         self.unblock(CLIENT_FULL)
 
@@ -711,6 +753,8 @@ class Client(Receiver):
         self.closed = True
         self.pending = None
         self.slots = None
+        if self.link is not None and self.link.slow is self:
+            self.link.release_slow()
         self.gone()
 
     # -- decided by the subclass

@@ -55,3 +55,4 @@ class Stats:
     pins_refused: int = 0
     lost: dict[str, int] = field(default_factory=lambda: {"shared": 0, "pinned": 0})
     reconnects: int = 0
+    retired: int = 0

@@ -50,6 +50,7 @@ _LINES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("upstream_pinned_connections", ("nexus_cache_upstream_connections", "pinned")),
     ("upstream_warm_connections", ("nexus_cache_upstream_connections", "warm")),
     ("upstream_reconnects", ("nexus_cache_reconnects_total",)),
+    ("upstream_retired", ("nexus_cache_retired_connections_total",)),
     ("upstream_lost_shared", ("nexus_cache_upstream_lost_total", "shared")),
     ("upstream_lost_pinned", ("nexus_cache_upstream_lost_total", "pinned")),
 )

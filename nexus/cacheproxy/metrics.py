@@ -51,6 +51,7 @@ class Publisher:
             (lambda: stats.lost["shared"], lost.labels("shared")),
             (lambda: stats.lost["pinned"], lost.labels("pinned")),
             (lambda: stats.reconnects, reconnects),
+            (lambda: stats.retired, metrics.counter("nexus_cache_retired_connections_total")),
             (lambda: stats.pins_opened, pins.labels("opened")),
             (lambda: stats.pins_reused, pins.labels("reused")),
             (lambda: stats.pins_refused, pins.labels("refused")),

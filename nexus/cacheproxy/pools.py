@@ -40,6 +40,9 @@ RECONNECT_CAP: Final = 0.5
 WARM_LIMIT: Final = 64
 #: Warm links that are looked at for one that needs no replay.
 _LOOK_AT: Final = 8
+#: Seconds for which replies of others wait behind a big one whose client reads slowly; then it is
+#: buffered, up to the output limit.
+SLOW_SECONDS: Final = 5
 #: Seconds after which an unused link is closed.
 IDLE_SECONDS: Final = 60
 #: Answers a command that needs a dedicated connection when there may be no more of them.
@@ -73,7 +76,9 @@ class SharedLink:
         self.identity: Final = identity
         self.protocol: Final = protocol
         self.db: Final = db
-        self.link: Final = Link(pools.plane, self)
+        self.link = Link(pools.plane, self)
+        #: Former links that still owe replies behind a big one.
+        self.retired: Final[set[Link]] = set()
         #: Clients bound to this link.
         self.users = 0
         self.idle_since = pools.plane.tick
@@ -118,10 +123,25 @@ class SharedLink:
         if error.reply.startswith((b"-WRONGPASS", b"-NOAUTH")):
             self.pools.identity_refused(self)
 
-    def link_losing(self, link: Link) -> None:
-        link.state = DOWN if self.closing else CONNECTING
+    def link_retired(self, link: Link) -> None:
+        """A client reads a big reply slowly: everybody's next commands take another connection."""
+        self.retired.add(link)
+        self.link = Link(self.pools.plane, self)
+        self.pools.stats.retired += 1
+        self._connect()
 
-    def link_lost(self, _link: Link, error: Exception | None) -> None:
+    def relieve(self) -> None:
+        """Once a second."""
+        for link in self.retired:
+            link.relieve(SLOW_SECONDS)
+
+    def link_losing(self, link: Link) -> None:
+        link.state = DOWN if self.closing or link.retired else CONNECTING
+
+    def link_lost(self, link: Link, error: Exception | None) -> None:
+        if link.retired:
+            self.retired.discard(link)
+            return
         if self.closing:
             return
         self.pools.stats.lost["shared"] += 1
@@ -145,6 +165,8 @@ class SharedLink:
         if self._task is not None:
             self._task.cancel()
         self.link.close()
+        for link in list(self.retired):
+            link.close()
 
 
 class Pools:
@@ -394,6 +416,7 @@ class Pools:
             while stack and stack[0].info.idle_since < limit:
                 stack.pop(0).close()
         for shared in list(self._shared.values()):
+            shared.relieve()
             if shared.users == 0 and shared.idle_since < limit and not self.is_base(shared):
                 self.drop(shared)
 

@@ -173,6 +173,10 @@ _CACHEPROXY: Final = (
         "reason",
     ),
     _counter("nexus_cache_reconnects_total", "Shared connections that were opened again."),
+    _counter(
+        "nexus_cache_retired_connections_total",
+        "Shared connections left to one client, which reads a big reply slowly.",
+    ),
 )
 
 _EVENTS: Final = (

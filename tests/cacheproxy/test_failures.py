@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from support.servers import free_port
+from support.servers import RedisServer, free_port
 
 from .proxy import Proxy, Raw, clients_of, encode, eventually
 
@@ -205,6 +206,65 @@ def test_a_slow_reader_is_held_back_and_hurts_nobody(proxy: Proxy) -> None:
         for _ in range(2000):
             assert slow.reply() == expected
         writer.join(10)
+
+
+BIG = 16_000_000
+#: Held for a client that reads nothing: socket buffers of the kernel are not the proxy's.
+HELD = 8_000_000
+
+
+def _resident(proxy: Proxy) -> int:
+    """Bytes."""
+    status = Path(f"/proc/{_worker(proxy)}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+
+def test_a_first_big_reply_is_read_no_faster_than_its_client_reads(
+    proxy_factory: Start, redis_factory: Callable[..., RedisServer]
+) -> None:
+    server = redis_factory()
+    proxy = proxy_factory(server.url)
+    expected = b"$%d\r\n" % BIG + b"x" * BIG + b"\r\n"
+    with proxy.raw() as other:
+        other.ask("SET", "big", b"x" * BIG)
+        before = _resident(proxy)
+        with proxy.raw() as slow:
+            slow.send("GET", "big")
+            assert eventually(lambda: proxy.stats()["upstream_retired"] == "1")
+            # Everybody else is on another connection, and nothing is piling up.
+            for number in range(100):
+                assert other.ask("ECHO", number) == b"$%d\r\n%d\r\n" % (len(str(number)), number)
+            assert _resident(proxy) - before < HELD
+            assert slow.reply() == expected
+            assert slow.ask("ECHO", "hi") == b"$2\r\nhi\r\n"
+        # A client that goes away in the middle: the rest is read and dropped, the link closed.
+        with proxy.raw() as gone:
+            gone.send("GET", "big")
+            assert eventually(lambda: proxy.stats()["upstream_retired"] == "2")
+        with redis.Redis.from_url(server.url) as direct:
+            # The shared connection, the warm one of the first client, and the asking one.
+            assert eventually(lambda: len(direct.client_list()) <= 3)
+        assert other.ask("PING") == b"+PONG\r\n"
+
+
+def test_replies_behind_a_big_one_wait_a_bounded_time(
+    proxy_factory: Start, redis_factory: Callable[..., RedisServer]
+) -> None:
+    server = redis_factory()
+    proxy = proxy_factory(server.url)
+    with proxy.raw() as slow, proxy.raw() as behind:
+        behind.ask("SET", "big", b"x" * BIG)
+        slow.ask("PING")
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            slow.send("GET", "big")
+            assert eventually(lambda: "shared=1" in proxy.stats()["group_string"])
+            behind.send("ECHO", "behind")
+            time.sleep(0.1)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert behind.reply() == b"$6\r\nbehind\r\n"
+        assert slow.reply() == b"$%d\r\n" % BIG + b"x" * BIG + b"\r\n"
 
 
 def test_output_limit_closes_the_reader_only(proxy_factory: Start, redis_server: object) -> None:

@@ -34,8 +34,8 @@ def test_big_values_pass_through(backend: str, tmp_path: Path):
     assert result.passed, result.summary
     assert result.numbers["intact"]
     # Half of the value would show that it is collected somewhere.
-    assert result.numbers["peak_growth_mib"]["write"] < 32
-    assert result.numbers["peak_growth_mib"]["next read, slow"] < 32
+    assert max(result.numbers["peak_growth_mib"].values()) < 32
+    assert len(result.numbers["peak_growth_mib"]) == 4
 
 
 def test_too_many_clients_for_the_machine_is_no_verdict(tmp_path: Path):
