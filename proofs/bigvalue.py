@@ -4,9 +4,9 @@ A value is written and read back through the proxy, byte-compared, while another
 small commands. Reported: the worker's peak resident set over its idle one (``VmHWM``, reset before
 each step), and the slowest small command meanwhile.
 
-A session's first big reply comes down the connection that it shares with others, which is left to it
-when it reads slowly; from then on it reads from a connection of its own. Both with back-pressure, so
-a reader however slow costs nothing; both are measured, with a slow reader, too.
+A session's first big reply comes down the connection that it shares with others, which is left to
+it when it reads slowly; from then on it reads from a connection of its own. Both with
+back-pressure, so a reader however slow costs nothing; both are measured, with a slow reader, too.
 """
 
 from __future__ import annotations
