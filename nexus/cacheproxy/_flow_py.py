@@ -660,7 +660,7 @@ class Client(Receiver):
         if done == 0:
             self.reply_bytes += end - start
             if self.congested and self.reply_bytes > self.plane.big_reply:
-                if not (self.pinned or self.closed or self.link.retired):
+                if not (self.pinned or self.link.retired):
                     self.link.retire(self)
             return
         if self.reply_bytes:
