@@ -1,8 +1,12 @@
 cimport cython
 
 
+cdef int MAX_TARGET
+
+
 @cython.final
 cdef class RequestRecord:
+    cdef str _shown
     cdef public long long attempts
     cdef public long long bytes_in
     cdef public long long bytes_out
@@ -34,3 +38,5 @@ cdef class RequestRecord:
     cdef public long long upstream_status
     cdef public bytes upstream_target
     cdef public bytes user_agent
+
+    cpdef str shown(self)

@@ -10,13 +10,19 @@ One source, compiled as ``_record_c``.
 
 from __future__ import annotations
 
+from nexus.observability.redaction import redact_target
+
 __all__ = ["RequestRecord"]
+
+#: Characters of a target that are shown anywhere.
+MAX_TARGET: int = 2048
 
 
 class RequestRecord:
     """Scalars of one request. Text that came over the wire stays ``bytes`` until it is encoded."""
 
     __slots__ = (
+        "_shown",
         "attempts",
         "bytes_in",
         "bytes_out",
@@ -51,6 +57,7 @@ class RequestRecord:
     )
 
     def __init__(self) -> None:
+        self._shown: str | None = None
         #: Wall clock at the first byte of the head, nanoseconds since the Unix epoch.
         self.started_ns = 0
         #: First byte in → last byte out, nanoseconds, monotonic.
@@ -95,3 +102,14 @@ class RequestRecord:
         self.upstream_span_id = ""
         self.tracestate = b""
         self.sampled = False
+
+    def shown(self) -> str:
+        """The target as access log, spans and events show it: redacted, at most 2048 characters.
+
+        Worked out once for all of them, when the first one asks; the target stays as it is then.
+        """
+        shown = self._shown
+        if shown is None:
+            shown = redact_target(self.target, MAX_TARGET)
+            self._shown = shown
+        return shown

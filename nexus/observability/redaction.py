@@ -171,6 +171,8 @@ def wire_text(wire: bytes, limit: int) -> str:
 
 def redact_target(wire: bytes, limit: int) -> str:
     """A request target as everything that leaves us shows it: logs, spans, telemetry, events."""
+    if b"?" not in wire and b"@" not in wire and b"eyJ" not in wire and wire.isascii():
+        return wire[:limit].decode()  # most targets: nothing of what is looked for can be in it
     return redact_url(wire_text(wire, limit))[:limit]
 
 
