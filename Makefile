@@ -75,6 +75,10 @@ soak: build ## ten minutes of mixed load with faults: ARGS="--minutes 60" for an
 prove-crossed: build ## no crossed reply in a million tagged operations under faults
 	@$(BIN)/python -m proofs.crossed --operations 1000000 --faults --results proofs/results $(ARGS)
 
+.PHONY: prove-transactions
+prove-transactions: build ## WATCH/MULTI at 2700/s opens no more connections than transactions at once
+	@$(BIN)/python -m proofs.transactions --results proofs/results $(ARGS)
+
 .PHONY: prove-idle
 prove-idle: build ## memory of 10 000 idle clients of the cacheproxy
 	@$(BIN)/python -m proofs.idle --results proofs/results $(ARGS)

@@ -36,14 +36,13 @@ log = logging.getLogger("nexus.cacheproxy")
 #: cap keeps service back within a second of Redis being back.
 RECONNECT_BASE: Final = 0.05
 RECONNECT_CAP: Final = 0.5
-#: Idle dedicated links kept per (user, protocol); above, they are closed when they come back.
-WARM_LIMIT: Final = 64
 #: Warm links that are looked at for one that needs no replay.
 _LOOK_AT: Final = 8
 #: Seconds for which replies of others wait behind a big one whose client reads slowly; then it is
 #: buffered, up to the output limit.
 SLOW_SECONDS: Final = 5
-#: Seconds after which an unused link is closed.
+#: Seconds after which an unused link is closed. How many are kept has no limit of its own: a load
+#: that needed them a moment ago would open them again, thousands of times.
 IDLE_SECONDS: Final = 60
 #: Answers a command that needs a dedicated connection when there may be no more of them.
 NO_ROOM: Final = (
@@ -352,7 +351,7 @@ class Pools:
         link.pause(False)
         state: LinkState = link.info
         stack = self._warm.setdefault((state.identity, state.protocol), [])
-        if link.state != UP or len(stack) >= WARM_LIMIT:
+        if link.state != UP:
             link.close()
             return
         state.idle_since = self.plane.tick
