@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:
     TABLE_SLOTS = 2048
-    ROWS = 4
+    ROWS = 8
     GROUPS = 32
     MORE = 0
     COMMAND = 1
@@ -16,6 +16,10 @@ cdef struct Slot:
     uint64_t word[4]     # lower-case name, zero-padded to NAME_LIMIT bytes
     unsigned int kind    # class; 0: free slot
     unsigned int group   # below GROUPS
+    int effect           # on keys, the caller's own numbers; 0: none
+    int first            # key positions as in COMMAND: first, last (negative: from the end), step
+    int last
+    int step
 
 cdef int append(bytearray out, bytearray data, Py_ssize_t start, Py_ssize_t end) except -1
 cdef bytes cut(bytearray data, Py_ssize_t start, Py_ssize_t end)
@@ -23,11 +27,13 @@ cdef Py_ssize_t send(int descriptor, bytearray data, Py_ssize_t start, Py_ssize_
 
 cdef class CommandTable:
     cdef Slot* _slots
-    cdef int64_t _counts[128]            # ROWS × GROUPS
+    cdef int64_t _counts[256]            # ROWS × GROUPS
     cdef readonly unsigned int unknown
     cdef const Slot* find(self, const unsigned char* name, Py_ssize_t length) noexcept nogil
     cdef int _insert(self, bytes name, unsigned int kind, unsigned int group) except -1
+    cdef int _affect(self, bytes name, int effect, int first, int last, int step) except -1
     cpdef object count(self, int row, int group, int64_t number=*)
+    cpdef (int, int, int) keys(self, int number)
 
 cdef class CommandScanner:
     cdef CommandTable _table
@@ -38,6 +44,9 @@ cdef class CommandScanner:
     cdef public Py_ssize_t command_end
     cdef public unsigned int kind
     cdef public unsigned int group
+    cdef public int effect               # of the command stopped at
+    cdef public int number               # its place in the table; 0: unknown
+    cdef public Py_ssize_t name_end      # offset of its second argument
     cdef public unsigned int row         # where runs are counted; below ROWS
     cdef public int64_t argc
     cdef public str error

@@ -111,7 +111,7 @@ cdef class CommandTable:
         if self._slots is NULL:
             raise MemoryError
 
-    def __init__(self, dict classes, unsigned int unknown, dict groups=None):
+    def __init__(self, dict classes, unsigned int unknown, dict groups=None, dict effects=None):
         if 2 * len(classes) > TABLE_SLOTS:
             raise ValueError(f"{len(classes)} commands are more than the table holds")
         for name, value in classes.items():
@@ -125,6 +125,8 @@ cdef class CommandTable:
         lowered = {name.lower(): group for name, group in (groups or {}).items()}
         for name, value in classes.items():
             self._insert(name, value, lowered.get(name.lower(), 0))
+        for name, (effect, first, last, step) in (effects or {}).items():
+            self._affect(name, effect, first, last, step)
         self.unknown = unknown
 
     def __dealloc__(self):
@@ -140,6 +142,18 @@ cdef class CommandTable:
         memcpy(self._slots[index].word, word, NAME_LIMIT)
         self._slots[index].kind = kind
         self._slots[index].group = group
+        return 0
+
+    cdef int _affect(self, bytes name, int effect, int first, int last, int step) except -1:
+        cdef Slot* slot = <Slot*>self.find(
+            <const unsigned char*>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)
+        )
+        if slot is NULL:
+            raise ValueError(f"{name!r} has an effect and no class")
+        slot.effect = effect
+        slot.first = first
+        slot.last = last
+        slot.step = step
         return 0
 
     cdef const Slot* find(self, const unsigned char* name, Py_ssize_t length) noexcept nogil:
@@ -167,6 +181,20 @@ cdef class CommandTable:
             <const unsigned char*>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)
         )
         return 0 if slot is NULL else slot.group
+
+    def number(self, bytes name not None):
+        cdef const Slot* slot = self.find(
+            <const unsigned char*>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)
+        )
+        return 0 if slot is NULL else <int>(slot - self._slots) + 1
+
+    def effect(self, int number):
+        return self._slots[number - 1].effect if 0 < number <= TABLE_SLOTS else 0
+
+    cpdef (int, int, int) keys(self, int number):
+        if not 0 < number <= TABLE_SLOTS:
+            return 0, 0, 0
+        return self._slots[number - 1].first, self._slots[number - 1].last, self._slots[number - 1].step
 
     cpdef object count(self, int row, int group, int64_t number=1):
         if not (0 <= row < ROWS and 0 <= group < GROUPS):
@@ -228,6 +256,8 @@ cdef class CommandScanner:
                 self._first = True
                 self.kind = self._table.unknown
                 self.group = 0
+                self.effect = 0
+                self.number = 0
             position = self._arguments(base, command, position, end)
             if self._args_left:
                 if position < 0:
@@ -307,6 +337,9 @@ cdef class CommandScanner:
                 if slot is not NULL:
                     self.kind = slot.kind
                     self.group = slot.group
+                    self.effect = slot.effect
+                    self.number = <int>(slot - self._table._slots) + 1
+                self.name_end = position + self._bulk_left - command
             position += self._bulk_left
             self._bulk_left = -1
             self._args_left -= 1
@@ -376,6 +409,8 @@ cdef class CommandScanner:
         self.command_end = found - data + 1
         self.kind = self._table.unknown
         self.group = 0
+        self.effect = 0
+        self.number = 0
         return INLINE
 
 

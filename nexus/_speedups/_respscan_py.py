@@ -26,7 +26,7 @@ REPLY_LIMIT: Final = 1 << 40
 VALUES_LIMIT: Final = 1 << 60
 
 #: Rows and groups of the command counts.
-ROWS: Final = 4
+ROWS: Final = 8
 GROUPS: Final = 32
 
 MORE: Final = 0
@@ -101,14 +101,21 @@ class CommandTable:
     Names are compared without case. ``unknown`` is the class of every other name.
 
     It also counts: each name belongs to a group (0 to 31; 0 unless ``groups`` says otherwise), and
-    every command of a scanner's run is counted under its group in that scanner's ``row`` (0 to 3).
+    every command of a scanner's run is counted under its group in that scanner's ``row`` (0 to 7).
     What a scanner stops at is the caller's to ``count``.
+
+    ``effects`` says what a command does to keys: a number of the caller's own (0: nothing) and the
+    key positions ``first, last, step`` as ``COMMAND`` gives them.
     """
 
-    __slots__ = ("_classes", "_counts", "_groups", "unknown")
+    __slots__ = ("_classes", "_counts", "_effects", "_groups", "_numbers", "unknown")
 
     def __init__(
-        self, classes: dict[bytes, int], unknown: int, groups: dict[bytes, int] | None = None
+        self,
+        classes: dict[bytes, int],
+        unknown: int,
+        groups: dict[bytes, int] | None = None,
+        effects: dict[bytes, tuple[int, int, int, int]] | None = None,
     ) -> None:
         for name, value in classes.items():
             if not 0 < len(name) <= NAME_LIMIT:
@@ -121,6 +128,12 @@ class CommandTable:
         self._classes = {name.lower(): value for name, value in classes.items()}
         self._groups = {name.lower(): group for name, group in (groups or {}).items()}
         self._counts = [[0] * GROUPS for _ in range(ROWS)]
+        self._numbers = {name: number for number, name in enumerate(self._classes, 1)}
+        self._effects = [(0, 0, 0, 0)] * (len(self._classes) + 1)
+        for name, effect in (effects or {}).items():
+            if name.lower() not in self._numbers:
+                raise ValueError(f"{name!r} has an effect and no class")
+            self._effects[self._numbers[name.lower()]] = effect
         self.unknown = unknown
 
     def lookup(self, name: bytes) -> int:
@@ -137,6 +150,19 @@ class CommandTable:
         if not (0 <= row < ROWS and 0 <= group < GROUPS):
             raise IndexError(f"row {row} or group {group} is out of range")
         self._counts[row][group] += number
+
+    def number(self, name: bytes) -> int:
+        """A command's place in the table; 0: it is not there."""
+        return self._numbers.get(name.lower(), 0)
+
+    def effect(self, number: int) -> int:
+        """What the command does to keys."""
+        return self._effects[number][0]
+
+    def keys(self, number: int) -> tuple[int, int, int]:
+        """Key positions of a command: first, last, step; zeros: none that are known."""
+        _effect, first, last, step = self._effects[number]
+        return first, last, step
 
     def counts(self, row: int) -> list[int]:
         """Commands counted so far in a row, by group. Raises ``IndexError``."""
@@ -176,9 +202,12 @@ class CommandScanner:
         "big_bytes",
         "bulk_limit",
         "command_end",
+        "effect",
         "error",
         "group",
         "kind",
+        "name_end",
+        "number",
         "row",
         "run_count",
         "run_end",
@@ -194,6 +223,11 @@ class CommandScanner:
         self.command_end = 0
         self.kind = 0
         self.group = 0
+        #: Of the command stopped at: its effect on keys, its number in the table (0: unknown), and
+        #: where its second argument begins, from its own first byte.
+        self.effect = 0
+        self.number = 0
+        self.name_end = 0
         self.row = 0
         self.argc = 0
         self.error = ""
@@ -233,6 +267,7 @@ class CommandScanner:
                 self._first = True
                 self.kind = self._table.unknown
                 self.group = 0
+                self.effect = self.number = 0
             position = self._arguments(data, command, position, end)
             if self._args_left:
                 return -1 - position if position < 0 else self._pause(position - command, MORE)
@@ -295,6 +330,9 @@ class CommandScanner:
                 if len(name) <= NAME_LIMIT:
                     self.kind = self._table.lookup(name)
                     self.group = self._table.group(name)
+                    self.number = self._table.number(name)
+                    self.effect = self._table.effect(self.number)
+                self.name_end = position + self._bulk_left - command
             position += self._bulk_left
             self._finish_argument()
         return position
@@ -355,7 +393,7 @@ class CommandScanner:
         self._searched = 0
         self.command_end = found + 1
         self.kind = self._table.unknown
-        self.group = 0
+        self.group = self.effect = self.number = 0
         return self._pause(0, INLINE)
 
     def _pause(self, progress: int, verdict: int) -> int:

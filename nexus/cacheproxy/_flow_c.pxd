@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t
 
 cimport cython
 
+from nexus._speedups._nearcache_c cimport Notes
 from nexus._speedups._respscan_c cimport (
     CommandScanner, CommandTable, ReplyScanner, append, cut, send
 )
@@ -13,6 +14,7 @@ cdef int BARRIER
 cdef int PIN_WAIT
 cdef int CLIENT_FULL
 cdef int LINK_FULL
+cdef int HELD
 cdef int CONNECTING
 cdef int UP
 cdef int DOWN
@@ -32,6 +34,7 @@ cdef class Plane:
     cdef public Py_ssize_t link_high         # bytes
     cdef public Py_ssize_t link_low          # bytes
     cdef public unsigned int shared_mask
+    cdef public bint near_on
     cdef public bytes loading
     cdef public bytes lost
     cdef public int64_t tick                 # seconds
@@ -56,6 +59,18 @@ cdef class Receiver:
     cpdef object link_ready(self, Link link)
 
 
+cdef class Near:
+    cdef object __weakref__
+    cpdef Py_ssize_t take(
+        self, Client client, bytearray data, Py_ssize_t start, Py_ssize_t end
+    ) except -1
+    cpdef object answered(self, Link link)
+
+
+cdef class Held:
+    cdef public bytes reply
+
+
 cdef class Link:
     cdef object __weakref__
     cdef public Plane plane
@@ -72,9 +87,9 @@ cdef class Link:
     cdef bint head_partial
     cdef Receiver tail
     cdef Py_ssize_t tail_count
-    cdef ReplyScanner scanner
+    cdef public ReplyScanner scanner
     cdef bint flush_due
-    cdef bint closing
+    cdef public bint closing
     cdef public bint congested
     cdef list waiters
     cdef readonly bint retired
@@ -83,11 +98,14 @@ cdef class Link:
     cdef public Receiver pin                 # the one client of a dedicated link
     cdef public bint splice                  # raw bytes from now on
     cdef bint reading_paused
-    cdef int64_t sent
-    cdef int64_t received
+    cdef public int64_t sent
+    cdef public int64_t received
     cdef int64_t sample_at
     cdef double sample_began                 # seconds, the loop's clock
     cdef public object info
+    cdef public int64_t flushes
+    cdef public Notes notes
+    cdef public Near near
 
     cpdef object send(
         self, Receiver receiver, bytearray data, Py_ssize_t start, Py_ssize_t end, Py_ssize_t count
@@ -103,6 +121,7 @@ cdef class Link:
     cpdef object flush(self)
     @cython.locals(sent=Py_ssize_t, size=Py_ssize_t)
     cdef object _write(self, bytearray data)
+    cdef object _answered(self, Near near)
     cdef object _lose(self, Receiver receiver, Py_ssize_t count, bint partial, bytes error)
     cpdef object give_up(self, bytes error)
     @cython.locals(position=Py_ssize_t, stop=Py_ssize_t, done=Py_ssize_t, receiver=Receiver)
@@ -143,6 +162,12 @@ cdef class Client(Receiver):
     cdef int64_t reply_bytes
     cdef public int64_t big_until            # tick
     cdef public int64_t last_seen            # tick
+    cdef public Near near
+    cdef public int verdict
+    cdef public Py_ssize_t held
+    cdef public int64_t write_seq
+    cdef public int64_t read_seq
+    cdef public double fence_after           # seconds
 
     @cython.locals(plane=Plane, position=Py_ssize_t)
     cpdef object buffer_updated(self, Py_ssize_t size)
@@ -151,6 +176,9 @@ cdef class Client(Receiver):
     cdef Py_ssize_t process(self, bytearray data, Py_ssize_t start, Py_ssize_t end) except -1
     @cython.locals(scanner=CommandScanner, verdict=int)
     cdef Py_ssize_t _process(self, bytearray data, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef Py_ssize_t _near(
+        self, Near near, bytearray data, Py_ssize_t start, Py_ssize_t end
+    ) except -1
     cpdef object forward(self, bytearray data, Py_ssize_t start, Py_ssize_t end, Py_ssize_t count)
     cpdef object expecting(self, Py_ssize_t count)
     @cython.locals(stop=Py_ssize_t)
@@ -160,7 +188,9 @@ cdef class Client(Receiver):
     cpdef object answer(self, bytes data)
     cpdef object write(self, bytes data)
     @cython.locals(sent=Py_ssize_t)
-    cdef object _pass_on(self, bytearray data, Py_ssize_t start, Py_ssize_t end)
+    cpdef object pass_on(self, bytearray data, Py_ssize_t start, Py_ssize_t end)
     cpdef object settle(self)
+    cpdef object hold(self, Held held)
+    cpdef object found(self)
     cpdef object unblock(self, int reason)
     cpdef object abort(self)

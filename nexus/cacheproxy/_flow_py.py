@@ -48,7 +48,7 @@ from nexus.errors import RespError
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Client", "Link", "Plane", "Receiver"]
+__all__ = ["Client", "Held", "Link", "Near", "Plane", "Receiver"]
 
 # Verdicts of CommandScanner.scan; the class attributes of Client that name them are for readers.
 MORE = 0
@@ -58,6 +58,7 @@ BARRIER = 1
 PIN_WAIT = 2
 CLIENT_FULL = 4
 LINK_FULL = 8
+HELD = 16
 
 # State of a link.
 CONNECTING = 0
@@ -94,6 +95,8 @@ class Plane:
         self.link_high = 1_048_576
         self.link_low = 262_144
         self.shared_mask = 1
+        #: Whether a policy is in force: shared clients' commands pass through ``Client.near``.
+        self.near_on = False
         self.loading = b"-LOADING nexus: upstream is not reachable\r\n"
         self.lost = b"-NEXUSDOWN upstream lost, the command may have run\r\n"
         #: Coarse monotonic seconds, set by the worker's ticker: good for idle times.
@@ -143,6 +146,28 @@ class Receiver:
         """A congested link takes commands again."""
 
 
+class Near:
+    """What stands between a shared client's input and its link while a policy is in force."""
+
+    def take(self, client: Client, data: bytearray, start: int, end: int) -> int:
+        """Use up commands of ``data[start:end]``; returns where it stopped.
+
+        ``client.verdict`` is the scanner's verdict at that place.
+        """
+        raise NotImplementedError
+
+    def answered(self, link: Link) -> None:
+        """Replies up to ``link.received`` are about to be delivered: settle ``link.notes``."""
+        raise NotImplementedError
+
+
+class Held:
+    """A reply that is still being found, in a client's ``slots``."""
+
+    def __init__(self) -> None:
+        self.reply: bytes | None = None
+
+
 class Link:
     """One connection to Redis, as an asyncio ``BufferedProtocol``.
 
@@ -186,6 +211,11 @@ class Link:
         self.sample_at = 0
         self.sample_began = 0.0
         self.info: Any = None
+        #: Writes so far: what was queued at one count is on its way at the next.
+        self.flushes = 0
+        #: What the near-cache must know when it is answered; None: nothing ever.
+        self.notes: Any = None
+        self.near: Any = None
 
     # -- towards Redis
 
@@ -222,6 +252,7 @@ class Link:
         self.flush_due = False
         if self.state != UP or not self.out:
             return
+        self.flushes += 1
         if self.sample_at == 0 and not self.splice:
             self.sample_at = self.sent
             self.sample_began = monotonic()
@@ -370,6 +401,8 @@ class Link:
         self.tail = None
         self.tail_count = 0
         self.received = self.sent
+        if self.notes is not None and self.received >= self.notes.at:
+            self._answered(self.near)
         for index in range(0, len(waiting), 2):
             self._lose(waiting[index], waiting[index + 1], partial and index == 0, error)
 
@@ -399,6 +432,8 @@ class Link:
             else:
                 done = self.scanner.done
                 self.received += done
+                if self.notes is not None and self.received >= self.notes.at:
+                    self._answered(self.near)
                 self.head_count -= done
                 self.head_partial = self.scanner.partial
                 if self.head_count == 0:
@@ -415,6 +450,9 @@ class Link:
 
     def _deliver(self, who: Receiver, data: bytearray, start: int, end: int, done: int) -> None:
         who.deliver(data, start, end, done)
+
+    def _answered(self, near: Near) -> None:
+        near.answered(self)
 
     def _push(self, who: Receiver, data: bytearray, start: int, end: int) -> None:
         who.pushed(data, start, end)
@@ -480,6 +518,16 @@ class Client(Receiver):
         self.half_open = True
         self.descriptor = -1
         self.queued = False
+        #: The near-cache as this client sees it; None: pass through.
+        self.near: Any = None
+        self.verdict = MORE
+        #: Unresolved :class:`Held` in ``slots``.
+        self.held = 0
+        #: Replies of the link up to these numbers: of anything but plain reads, of plain reads.
+        self.write_seq = 0
+        self.read_seq = 0
+        #: A hit needs a fence that was sent later than this.
+        self.fence_after = 0.0
 
     # -- from the client
 
@@ -556,14 +604,24 @@ class Client(Receiver):
                 if self.scanner.streaming:
                     break
                 continue
-            verdict = scanner.scan(data, start, end, self.mask)
-            if scanner.run_count:
-                self.forward(data, start, scanner.run_end, scanner.run_count)
-            start = scanner.run_end
+            if self.plane.near_on and not self.pinned:
+                if self.link is None:
+                    self.bind()
+                start = self._near(self.near, data, start, end)
+                verdict = self.verdict
+            else:
+                verdict = scanner.scan(data, start, end, self.mask)
+                if scanner.run_count:
+                    self.forward(data, start, scanner.run_end, scanner.run_count)
+                start = scanner.run_end
             if verdict == MORE:
                 break
             start = self.special(verdict, data, start, end)
         return start
+
+    # A typed call, as in Link.
+    def _near(self, near: Near, data: bytearray, start: int, end: int) -> int:
+        return near.take(self, data, start, end)
 
     def forward(self, data: bytearray, start: int, end: int, count: int) -> None:
         """Send ``count`` plain commands down the client's link."""
@@ -639,7 +697,7 @@ class Client(Receiver):
             self.plane.output_limit_kills += 1
             self.abort()
 
-    def _pass_on(self, data: bytearray, start: int, end: int) -> None:
+    def pass_on(self, data: bytearray, start: int, end: int) -> None:
         """Write a piece of somebody else's buffer."""
         if self.closed:
             return
@@ -656,7 +714,7 @@ class Client(Receiver):
     def deliver(self, data: bytearray, start: int, end: int, done: int) -> None:
         if self.closed:
             return
-        self._pass_on(data, start, end)
+        self.pass_on(data, start, end)
         if done == 0:
             self.reply_bytes += end - start
             if self.congested and self.reply_bytes > self.plane.big_reply:
@@ -680,20 +738,30 @@ class Client(Receiver):
 
     def settle(self) -> None:
         """All replies of the first stretch are out: let what waited behind them go."""
+        ready: list[bytes] = []
         while self.slots:
-            item = self.slots.popleft()
+            item = self.slots[0]
+            if isinstance(item, Held):
+                if item.reply is None:
+                    break
+                item = item.reply
+            self.slots.popleft()
             if isinstance(item, int):
                 self.outstanding = item
-                return
-            self.write(item)
+                break
+            ready.append(item)
+        if ready:
+            self.write(ready[0] if len(ready) == 1 else b"".join(ready))
+        if self.outstanding or self.slots:
+            return
         if not self.closed and (self.pinned or self.blocked or self.eof or self.quitting):
             self.drained()
 
     def pushed(self, data: bytearray, start: int, end: int) -> None:
-        self._pass_on(data, start, end)
+        self.pass_on(data, start, end)
 
     def spliced(self, data: bytearray, end: int) -> None:
-        self._pass_on(data, 0, end)
+        self.pass_on(data, 0, end)
 
     def lost(self, count: int, partial: bool, error: bytes) -> None:
         if self.closed:
@@ -706,6 +774,23 @@ class Client(Receiver):
         self.outstanding -= count
         if self.outstanding == 0:
             self.settle()
+
+    def hold(self, held: Held) -> None:
+        """The next reply is found later."""
+        if self.slots is None:
+            self.slots = deque()
+        self.slots.append(held)
+        self.held += 1
+        self.split = True
+
+    def found(self) -> None:
+        """Some of what was held has its reply now, or has been forwarded."""
+        if self.closed:
+            return
+        if self.outstanding == 0:
+            self.settle()
+        if self.held == 0:
+            self.unblock(HELD)
 
     def unblock(self, reason: int) -> None:
         """One reason to wait is gone."""

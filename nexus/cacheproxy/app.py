@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from nexus._speedups.respscan import CommandTable
-from nexus.cacheproxy.commands import Kind, groups, kinds
+from nexus.cacheproxy.commands import Kind, effects, groups, kinds
 from nexus.cacheproxy.counts import SharedCounts, Stats
 from nexus.cacheproxy.flow import Plane
 from nexus.cacheproxy.local import LocalCommands
@@ -42,7 +42,9 @@ class CacheproxyApp:
     def __init__(self, context: WorkerContext[CacheproxySettings, SharedCounts]) -> None:
         self._context: Final = context
         loop = asyncio.get_running_loop()
-        self._plane: Final = Plane(loop, CommandTable(kinds(), int(Kind.PROBE), groups()))
+        self._plane: Final = Plane(
+            loop, CommandTable(kinds(), int(Kind.PROBE), groups(), effects())
+        )
         target = parse_target(context.settings.redis.url)
         self._stats: Final = Stats()
         context.shared.reset(context.index)
@@ -78,6 +80,8 @@ class CacheproxyApp:
         base = pools.shared(pools.base, 2, pools.target.db)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(base.first_attempt.wait(), START_SECONDS)
+            if self._plane.near_on:
+                await asyncio.wait_for(pools.near.first_attempt.wait(), START_SECONDS)
         self._ticker = asyncio.create_task(self._tick_forever())
         self._admin = await start_admin(self._context)
         self._server = await self._listen(server_context(self._context.settings.tls))
@@ -130,6 +134,7 @@ class CacheproxyApp:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._plane.tick = int(monotonic())
+            self._pools.near.tick()
             self._publisher.publish()
             if self._plane.tick != swept:
                 swept = self._plane.tick

@@ -7,30 +7,34 @@ from typing import TYPE_CHECKING, Final
 from nexus._speedups import BACKEND
 
 if TYPE_CHECKING or BACKEND == "pure":
-    from nexus.cacheproxy._flow_py import Client, Link, Plane, Receiver
+    from nexus.cacheproxy._flow_py import Client, Held, Link, Near, Plane, Receiver
 else:
-    from nexus.cacheproxy._flow_c import Client, Link, Plane, Receiver
+    from nexus.cacheproxy._flow_c import Client, Held, Link, Near, Plane, Receiver
 
 __all__ = [
     "BARRIER",
     "CLIENT_FULL",
     "CONNECTING",
     "DOWN",
+    "HELD",
     "LINK_FULL",
     "PIN_WAIT",
     "UP",
     "Client",
+    "Held",
     "Link",
+    "Near",
     "Plane",
     "Receiver",
 ]
 
 #: Why a client's input waits: replies must arrive first; a dedicated connection is being opened;
-#: the client does not read; Redis does not read.
+#: the client does not read; Redis does not read; a reply before is still being found.
 BARRIER: Final = 1
 PIN_WAIT: Final = 2
 CLIENT_FULL: Final = 4
 LINK_FULL: Final = 8
+HELD: Final = 16
 
 #: State of a link: commands are queued; are sent; are refused.
 CONNECTING: Final = 0

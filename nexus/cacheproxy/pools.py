@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from nexus.cacheproxy.dial import DialError, Identity, dial
 from nexus.cacheproxy.flow import CONNECTING, DOWN, UP, Link, Plane, Receiver
+from nexus.cacheproxy.nearcache import NearCache
 from nexus.cacheproxy.target import Target
 from nexus.wire.resp import encode_command
 
@@ -76,6 +77,7 @@ class SharedLink:
         self.protocol: Final = protocol
         self.db: Final = db
         self.link = Link(pools.plane, self)
+        self.partition = pools.near.partition(self.link, protocol, identity, db)
         #: Former links that still owe replies behind a big one.
         self.retired: Final[set[Link]] = set()
         #: Clients bound to this link.
@@ -126,6 +128,7 @@ class SharedLink:
         """A client reads a big reply slowly: everybody's next commands take another connection."""
         self.retired.add(link)
         self.link = Link(self.pools.plane, self)
+        self.partition = self.pools.near.successor(self.partition, self.link)
         self.pools.stats.retired += 1
         self._connect()
 
@@ -177,6 +180,7 @@ class Pools:
         self.plane: Final = plane
         self.target: Final = target
         self.stats: Final = stats
+        self.near: Final = NearCache(self, plane)
         #: Told of sampled latencies, on shared and on dedicated links.
         self.observe_shared: Callable[[float], None] = _unobserved
         self.observe: Callable[[float], None] = _unobserved
@@ -223,6 +227,10 @@ class Pools:
         found.users += 1
         return found
 
+    def shared_links(self) -> Iterable[SharedLink]:
+        """All shared links."""
+        return self._shared.values()
+
     def is_base(self, shared: SharedLink) -> bool:
         """Whether it is the link of clients that say nothing of themselves: always kept open."""
         return shared.identity is self.base and shared.db == self.target.db
@@ -230,6 +238,7 @@ class Pools:
     def drop(self, shared: SharedLink) -> None:
         """Close a shared link that nobody uses."""
         del self._shared[(shared.identity, shared.protocol, shared.db)]
+        self.near.forget(shared.partition)
         shared.close()
 
     def leave(self, shared: SharedLink) -> None:
@@ -433,6 +442,7 @@ class Pools:
         """Drop everything."""
         for task in list(self._opening):
             task.cancel()
+        self.near.close()
         for shared in self._shared.values():
             shared.close()
         for stack in self._warm.values():

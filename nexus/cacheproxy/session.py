@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nexus._speedups.respscan import BIG, COMMAND, ERROR, INLINE, CommandScanner, arguments
 from nexus.cacheproxy.commands import COMMANDS, Kind
-from nexus.cacheproxy.flow import BARRIER, DOWN, PIN_WAIT, Client, Link
+from nexus.cacheproxy.flow import BARRIER, DOWN, HELD, PIN_WAIT, Client, Link
 from nexus.cacheproxy.watches import Action, SharedExec, Watch
+from nexus.clock import monotonic
 from nexus.wire.resp import encode_command, split_inline
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ class Session(Client):
             shared = None
         if shared is None:
             shared = self.pools.shared(self.identity, self.protocol, self.db)
+        self.write_seq = self.read_seq = 0  # nothing is outstanding
         self.shared = shared
+        self.near = shared.partition
         self.link = shared.link
 
     def _pin(self, any_db: bool = False) -> bool:
@@ -163,6 +166,8 @@ class Session(Client):
         link = self.link
         self.link = None
         self.pinned = False
+        # Nobody knows what it did there: see R9 of the near-cache.
+        self.fence_after = monotonic()
         self.multi_sent = self.in_multi = self.watching = False
         self.probing = self.replaying = 0
         self.alone = False
@@ -224,6 +229,9 @@ class Session(Client):
 
     def special(self, verdict: int, data: bytearray, start: int, end: int) -> int:
         """Handle what is not a plain command at ``start``; returns where to go on."""
+        if self.held:
+            self.blocked |= HELD  # it goes behind what is still being found
+            return start
         if verdict == COMMAND:
             return self._command(self.scanner.kind, data, start, self.scanner.command_end, end)
         if verdict == INLINE:
@@ -248,6 +256,10 @@ class Session(Client):
             if self._goes_shared(kind, args):
                 self.pin_error = None
                 self._count(FORWARDED)
+                if self.plane.near_on:
+                    if self.link is None:
+                        self.bind()
+                    self.near.note(self, data, start, stop)
                 self.forward(data, start, stop, 1)
                 return stop
             if args and args[0].lower() == b"multi" and len(args) == 1 and not self.pools.paused:
@@ -366,6 +378,8 @@ class Session(Client):
         exec_ = SharedExec(self, self.link)
         self.link.send(exec_, data, ahead.run_end, ahead.command_end, 1)
         self.expecting(1)
+        if self.plane.near_on:
+            self.near.note_unknown(self, self.link.sent)
         return ahead.command_end
 
     def _big(self, start: int) -> int:
@@ -400,7 +414,8 @@ class Session(Client):
             return stop
         request = bytearray(encode_command(args))
         size = len(request)
-        verdict = self.scanner.scan(request, 0, size, self.mask)
+        near = self.plane.near_on and not self.pinned
+        verdict = self.scanner.scan(request, 0, size, 0 if near else self.mask)
         if self.scanner.run_count:
             self.forward(request, 0, size, 1)
             return stop

@@ -1,0 +1,87 @@
+"""C types of the near-cache in a client's path; the source is ``_near_py.py``."""
+
+from libc.stdint cimport int64_t
+
+cimport cython
+
+from nexus._speedups._nearcache_c cimport (
+    BUSY, FLUSH, FULL, HIT, LATE, MISS, PENDING, READ, UNKNOWN, WRITE, NearTable, Notes
+)
+from nexus._speedups._respscan_c cimport CommandScanner, cut
+from nexus.cacheproxy._flow_c cimport HELD, Client, Link, Near
+from nexus.cacheproxy._tracking_c cimport Core, Flight, Reading, Source
+
+cdef int MORE
+cdef int COMMAND
+cdef int SHARED
+cdef int CACHED
+cdef int READS
+cdef int WRITES
+cdef int FLUSHES
+cdef int FORWARDED
+cdef int HITS
+cdef int JOINED
+
+
+cdef class Partition(Near):
+    cdef public Core core
+    cdef public NearTable table
+    cdef public Link link
+    cdef public int protocol
+    cdef public object identity
+    cdef public int db
+    cdef public Source source
+    cdef public int space
+    cdef public Notes notes
+    cdef object unknowns
+
+    @cython.locals(
+        core=Core, table=NearTable, scanner=CommandScanner, link=Link, source=Source,
+        run=Py_ssize_t, position=Py_ssize_t, stop=Py_ssize_t, count=Py_ssize_t, hits=int64_t,
+        now=double, fresh=double, floor=double, usable=bint, alone=bint, verdict=int, effect=int,
+        code=int,
+    )
+    cpdef Py_ssize_t take(
+        self, Client client, bytearray data, Py_ssize_t start, Py_ssize_t end
+    ) except -1
+    cdef object _refresh(self, Source source, double now)
+    @cython.locals(_first=int, last=int, _step=int)
+    cdef bint _single(self, CommandScanner scanner) except -1
+    @cython.locals(scanner=CommandScanner, received=int64_t)
+    cdef int _probe(
+        self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop, double now,
+        double fresh, double floor
+    ) except -1
+    @cython.locals(table=NearTable, used=Py_ssize_t)
+    cdef object _emit(self, Client client)
+    @cython.locals(scanner=CommandScanner, seq=int64_t)
+    cdef object _read(
+        self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop,
+        Py_ssize_t count, bint known
+    )
+    @cython.locals(scanner=CommandScanner, seq=int64_t, effect=int, kind=int)
+    cdef object _note(
+        self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop,
+        Py_ssize_t count
+    )
+    cpdef object note(self, Client client, bytearray data, Py_ssize_t start, Py_ssize_t stop)
+    @cython.locals(now=double, unknown=int64_t, dropped=int64_t, client=Client)
+    cpdef object answered(self, Link link)
+    @cython.locals(core=Core, source=Source, scanner=CommandScanner, free=bint, reading=Reading, flight=Flight)
+    cdef bint _slow(
+        self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop, int code,
+        double now, double floor, bint alone, Py_ssize_t count
+    ) except -1
+    cdef bint _overdue(self, Source source, double now) except -1
+    @cython.locals(
+        core=Core, source=Source, scanner=CommandScanner, begin=Py_ssize_t, line=Py_ssize_t,
+        admit=bint, together=bint, flight=Flight,
+    )
+    cdef bint _miss(
+        self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop, double now,
+        bint alone, bint free
+    ) except -1
+    @cython.locals(scanner=CommandScanner)
+    cdef Reading _hold(
+        self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop, double now
+    )

@@ -1,0 +1,332 @@
+# cython: annotation_typing=False, wraparound=True
+"""The near-cache in a client's path: every command of a shared client while a policy is in force.
+
+:meth:`Partition.take` goes through a client's input once::
+
+    cacheable read ──► in the table, fence young enough ──► appended to one answer for the batch
+                   └─► else: forwarded, or held for a flight or a fence
+    anything else  ──► forwarded in runs; its keys are dropped or noted (:class:`Notes`)
+
+What a client may be answered from the table is decided here (the numbers are those of
+``docs/near-cache.md``): nothing while a command of its own that is not a plain read is outstanding
+(R8), nothing by a fence older than ``max_staleness`` (R11) or than what it did last that nobody can
+tell the keys of (R9). A read that is forwarded although its key is known marks that key: the next
+hit needs a fence sent after that read's reply (R13), so nobody goes back in time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import cython  # type: ignore[import-untyped]
+
+if not cython.compiled:
+    from nexus._speedups._nearcache_py import (
+        BUSY,
+        FLUSH,
+        FULL,
+        HIT,
+        LATE,
+        MISS,
+        PENDING,
+        READ,
+        UNKNOWN,
+        WRITE,
+        Notes,
+    )
+    from nexus._speedups._respscan_py import CommandScanner, cut
+    from nexus.cacheproxy._flow_py import HELD, Client, Link, Near
+    from nexus.cacheproxy._tracking_py import Core, Flight, Reading, Source
+
+from nexus.clock import monotonic
+
+__all__ = ["Partition"]
+
+# Verdicts of the scanner, the kind that travels shared, and effects; see commands.py.
+MORE = 0
+COMMAND = 1
+SHARED = 1
+CACHED = 1
+READS = 2
+WRITES = 3
+FLUSHES = 5
+#: Rows of the command counts; see session.py.
+FORWARDED = 0
+HITS = 4
+JOINED = 5
+
+
+class Partition(Near):
+    """The clients of one shared link: one Redis user, db and protocol version."""
+
+    def __init__(self, core: Core, link: Link, protocol: int, identity: Any, db: int) -> None:
+        self.core = core
+        self.table = core.table
+        self.link = link
+        self.protocol = protocol
+        self.identity = identity
+        self.db = db
+        #: The tracking connection that fills for it; None: no policy is in force.
+        self.source: Any = None  # a Source
+        self.space = -1
+        self.notes = Notes()
+        #: Whose commands the ``UNKNOWN`` notes are.
+        self.unknowns: deque[Client] = deque()
+        link.near = self
+        link.notes = self.notes
+
+    # -- the path of every command
+
+    def take(  # noqa: C901  (the hot loop: a call costs more than a branch)
+        self, client: Client, data: bytearray, start: int, end: int
+    ) -> int:
+        core = self.core
+        table = self.table
+        scanner = client.scanner
+        link = self.link
+        source = self.source
+        run = position = start
+        count = hits = 0
+        now = monotonic()
+        fresh = floor = -1.0
+        usable = False
+        if source is not None and source.up:
+            usable = True
+            fresh = source.fresh
+            floor = max(now - core.staleness, client.fence_after)
+        client.verdict = MORE
+        while True:
+            verdict = scanner.scan(data, position, end, 0)
+            position = scanner.run_end
+            if verdict != COMMAND or scanner.kind != SHARED or client.mask == 0:
+                client.verdict = verdict
+                break
+            stop = scanner.command_end
+            effect = scanner.effect
+            if effect == CACHED and scanner.argc > 1 and self._single(scanner):
+                code = BUSY
+                if link.received >= client.write_seq:
+                    code = MISS
+                    if usable:
+                        code = self._probe(client, data, position, stop, now, fresh, floor)
+                        if code == FULL:
+                            self._emit(client)
+                            code = self._probe(client, data, position, stop, now, fresh, floor)
+                        if code == HIT:
+                            if count:
+                                client.forward(data, run, position, count)
+                                count = 0
+                            hits += 1
+                            core.commands.count(HITS, scanner.group)
+                            position = run = stop
+                            continue
+                    alone = position == start and stop == end
+                    if self._slow(client, data, position, stop, code, now, floor, alone, count):
+                        position = run = stop
+                        continue
+                if client.held:
+                    client.blocked |= HELD
+                    break
+                self._read(client, data, position, stop, count, code != MISS)
+            else:
+                if client.held:
+                    client.blocked |= HELD
+                    break
+                if effect:
+                    self._note(client, data, position, stop, count)
+            if table.used:
+                self._emit(client)
+            core.commands.count(FORWARDED, scanner.group)
+            count += 1
+            position = stop
+        if count:
+            client.forward(data, run, position, count)
+        if table.used:
+            self._emit(client)
+        if hits:
+            core.hits += hits
+            core.aged(now - fresh, hits)
+            if now - fresh > core.staleness / 2:
+                self._refresh(source, now)
+        return position
+
+    def _refresh(self, source: Source, now: float) -> None:
+        source.fence(now - self.core.staleness / 2, now)
+
+    def _single(self, scanner: CommandScanner) -> bool:
+        """Whether the command names one key, however many arguments it has."""
+        if scanner.argc == 2:
+            return True
+        _first, last, _step = self.core.commands.keys(scanner.number)
+        return last == 1
+
+    def _probe(
+        self, client: Client, data: bytearray, position: int, stop: int, now: float,
+        fresh: float, floor: float,
+    ) -> int:  # fmt: skip
+        scanner = client.scanner
+        received = self.link.received
+        return self.table.probe(
+            self.space, scanner.number, data, position + scanner.name_end, stop, now, fresh, floor,
+            received, received < client.read_seq,
+        )  # fmt: skip
+
+    def _emit(self, client: Client) -> None:
+        """Hand over what the table has answered."""
+        table = self.table
+        used = table.used
+        table.used = 0
+        if client.outstanding == 0 and not client.slots:
+            client.pass_on(table.buffer, 0, used)
+        else:
+            client.answer(cut(table.buffer, 0, used))
+
+    def _read(
+        self, client: Client, data: bytearray, position: int, stop: int, count: int, known: bool
+    ) -> None:
+        """A cacheable read goes down the link; ``known``: something of it is in the table."""
+        scanner = client.scanner
+        seq = self.link.sent + count + 1
+        self.table.note(
+            self.notes, READ, seq, self.core.commands, scanner.number, scanner.argc, data,
+            position + scanner.name_end, stop,
+        )  # fmt: skip
+        client.read_seq = seq
+        if known:
+            client.write_seq = seq
+            self.core.bypassed += 1
+
+    def _note(self, client: Client, data: bytearray, position: int, stop: int, count: int) -> None:
+        """Something that reads or changes keys goes down the link."""
+        scanner = client.scanner
+        effect = scanner.effect
+        kind = READ
+        if effect == WRITES:
+            kind = WRITE
+        elif effect == FLUSHES:
+            kind = FLUSH
+        elif effect > READS:
+            kind = UNKNOWN
+            self.unknowns.append(client)
+        seq = self.link.sent + count + 1
+        self.core.dropped_write += self.table.note(
+            self.notes, kind, seq, self.core.commands, scanner.number, scanner.argc, data,
+            position + scanner.name_end, stop,
+        )  # fmt: skip
+        client.write_seq = seq
+
+    def note(self, client: Client, data: bytearray, start: int, stop: int) -> None:
+        """One command that did not come through :meth:`take` is about to be forwarded."""
+        if client.scanner.effect:
+            self._note(client, data, start, stop, 0)
+
+    def note_unknown(self, client: Client, seq: int) -> None:
+        """Number ``seq`` of the link may change anything."""
+        self.unknowns.append(client)
+        self.table.note(self.notes, UNKNOWN, seq, self.core.commands, 0, 0, bytearray(), 0, 0)
+        client.write_seq = seq
+
+    def note_all(self) -> None:
+        """The policy has just come into force: what is outstanding was not noted."""
+        link = self.link
+        if link.received < link.sent:
+            self.table.note(
+                self.notes, FLUSH, link.sent, self.core.commands, 0, 0, bytearray(), 0, 0
+            )
+
+    def answered(self, link: Link) -> None:
+        now = monotonic()
+        unknown, dropped = self.table.answered(self.notes, link.received, now)
+        self.core.dropped_write += dropped
+        while unknown:
+            unknown -= 1
+            client: Client = self.unknowns.popleft()
+            client.fence_after = now
+
+    # -- reads that the table does not answer at once
+
+    def _slow(
+        self, client: Client, data: bytearray, position: int, stop: int, code: int, now: float,
+        floor: float, alone: bool, count: int,
+    ) -> bool:  # fmt: skip
+        """Whether the read is held; else it is forwarded."""
+        core = self.core
+        source = self.source
+        scanner = client.scanner
+        # A held reply must not have replies of the link before it that are still to come, nor may
+        # what is in the buffer already be sent behind what follows.
+        free = count == 0 and client.outstanding == 0
+        if code == LATE:
+            if not free or self._overdue(source, now):
+                return False
+            reading = self._hold(client, data, position, stop, now)
+            reading.need = max(floor, self.table.ripe)
+            source.wait(reading, now)
+            return True
+        if code == PENDING:
+            if not free or not core.singleflight:
+                return False
+            flight = source.flights.get(
+                self.table.token(
+                    self.space, scanner.number, cut(data, position + scanner.name_end, stop)
+                )
+            )
+            if flight is None:
+                return False
+            core.joined += 1
+            core.commands.count(JOINED, scanner.group)
+            flight.join(self._hold(client, data, position, stop, now), now)
+            return True
+        if code != MISS:
+            return False
+        core.misses += 1
+        rules = core.rules
+        if rules is None:
+            return False
+        return self._miss(client, data, position, stop, now, alone, free)
+
+    def _overdue(self, source: Source, now: float) -> bool:
+        return source.overdue(now)
+
+    def _miss(
+        self, client: Client, data: bytearray, position: int, stop: int, now: float, alone: bool,
+        free: bool,
+    ) -> bool:  # fmt: skip
+        core = self.core
+        source = self.source
+        scanner = client.scanner
+        begin = position + scanner.name_end
+        request = cut(data, begin, stop)
+        line = request.index(b"\r\n")
+        key = request[line + 2 : line + 2 + int(request[1:line])]
+        rule = core.rules.rule(scanner.number, key)
+        if rule is None or b"WITHSCORE" in request.upper():
+            return False
+        if source is None or not source.up:
+            return False
+        admit = core.rules.admits(rule, key, now)
+        if admit and core.refused:
+            until = core.refused.get((self.space, scanner.number, request))
+            admit = until is None or until < now
+        together = free and core.singleflight
+        if not admit and not (together and alone and core.spare()):
+            return False
+        raw = bytearray(cut(data, position, stop))
+        flight: Flight = source.fly(self, scanner.number, raw, scanner.name_end, rule, admit, now)
+        if not (together and (alone or rule.always)):
+            return False
+        flight.join(self._hold(client, data, position, stop, now), now)
+        return True
+
+    def _hold(
+        self, client: Client, data: bytearray, position: int, stop: int, now: float
+    ) -> Reading:
+        if self.table.used:
+            self._emit(client)
+        scanner = client.scanner
+        reading = Reading(
+            client, self, scanner.number, cut(data, position, stop), scanner.name_end, now
+        )
+        client.hold(reading)
+        return reading

@@ -1,0 +1,124 @@
+"""C types of the tracking connection; the source is ``_tracking_py.py``."""
+
+from libc.stdint cimport int64_t
+
+cimport cython
+
+from nexus._speedups._nearcache_c cimport (
+    CHANGED, COMMITTED, HIT, LATE, PENDING, READ, NearTable
+)
+from nexus._speedups._respscan_c cimport CommandTable, cut
+from nexus.cacheproxy._flow_c cimport DOWN, UP, Client, Held, Link, Plane, Receiver
+
+
+cdef class Core:
+    cdef object __weakref__
+    cdef public Plane plane
+    cdef public CommandTable commands
+    cdef public NearTable table
+    cdef public double staleness             # seconds
+    cdef public double max_ttl               # seconds
+    cdef public bint singleflight
+    cdef public object rules
+    cdef public int64_t spares
+    cdef public int64_t spare_tick
+    cdef public int64_t spare_limit
+    cdef public object observe_fence
+    cdef public int64_t hits
+    cdef public int64_t joined
+    cdef public int64_t misses
+    cdef public int64_t bypassed
+    cdef public int64_t waited
+    cdef public int64_t late
+    cdef public int64_t fills
+    cdef public int64_t committed
+    cdef public int64_t fences
+    cdef public int64_t touches
+    cdef public int64_t dropped_push
+    cdef public int64_t dropped_write
+    cdef public int64_t dropped_null
+    cdef public int64_t dropped_lost
+    cdef public int64_t pushes
+    cdef public dict discarded
+    cdef public dict refused
+    cdef public list ages
+    cpdef bint spare(self) except -1
+    cpdef object aged(self, double age, int64_t hits)
+
+
+cdef class Reading(Held):
+    cdef public Client client
+    cdef public object partition
+    cdef public int number
+    cdef public bytes raw
+    cdef public Py_ssize_t begin
+    cdef public double arrival               # seconds
+    cdef public double need                  # seconds
+    cdef public Flight flight
+    cdef public bint forwarded
+
+
+@cython.locals(link=Link, plane=Plane, reading=Reading)
+cpdef object release(Client client, Core core)
+
+
+cdef class Flight(Receiver):
+    cdef public Source source
+    cdef public object partition
+    cdef public int number
+    cdef public bytes request
+    cdef public object rule
+    cdef public bint admit
+    cdef public double sent                  # seconds
+    cdef int64_t flushes
+    cdef public object token
+    cdef bytearray data
+    cdef public bytes reply
+    cdef public list waiters
+    cdef public Py_ssize_t late
+    cdef public bint landed
+    cpdef object join(self, Reading reading, double now)
+    cpdef object left(self)
+
+
+cdef class Lifetime(Receiver):
+    cdef Flight flight
+    cdef bytes data
+
+
+cdef class Probe(Receiver):
+    cdef Source source
+    cdef double sent
+
+
+cdef class Source(Receiver):
+    cdef object __weakref__
+    cdef public Core core
+    cdef public int index
+    cdef public object owner
+    cdef public Link link
+    cdef public bint up
+    cdef public bint tracked
+    cdef public double fresh                 # seconds
+    cdef public object pings
+    cdef int64_t ping_flushes
+    cdef public object waiting
+    cdef public dict flights
+    cdef bytes push
+    cdef object timer
+    cdef double due                          # seconds
+    cdef public bint probing
+    cdef public double suspected             # seconds
+    cdef public double used
+    cdef public list partitions
+    cpdef object fence(self, double need, double now)
+    cpdef bint overdue(self, double now) except -1
+    cpdef double patience(self) except -1
+    @cython.locals(reading=Reading)
+    cpdef object advance(self, double sent)
+    cpdef object wait(self, Reading reading, double now)
+    cpdef Flight fly(
+        self, object partition, int number, bytearray raw, Py_ssize_t begin, object rule,
+        bint admit, double now
+    )
+    cdef object _arm(self, double now)

@@ -1,0 +1,309 @@
+"""The near-cache of one worker: its tracking connections, and the policy that is in force.
+
+::
+
+    Pools ─ SharedLink ─ Partition ──(while a policy is in force)──► Tracker ─ Source
+                                      one for each (user, db): RESP3, CLIENT TRACKING ON
+
+Without tracking there is no near-cache for that user: Redis is too old, refuses RESP3 or
+``CLIENT TRACKING``, or is a replica. The mode says so, and it is tried again every minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from nexus._speedups.nearcache import NearTable
+from nexus.cacheproxy.dial import DialError, Identity, dial
+from nexus.cacheproxy.flow import Link, Plane, Receiver
+from nexus.cacheproxy.near import Core, Partition, Source
+from nexus.clock import monotonic
+from nexus.wire.resp import encode_command
+
+if TYPE_CHECKING:
+    from nexus.cacheproxy.pools import Pools
+
+__all__ = ["NearCache", "Rules", "Tracker"]
+
+log = logging.getLogger("nexus.cacheproxy")
+
+#: Seconds until a refused tracking connection is tried again.
+REFUSED_SECONDS: Final = 60.0
+#: Reconnect delay after a loss, seconds: full jitter up to this, doubled up to the cap.
+RECONNECT_BASE: Final = 0.05
+RECONNECT_CAP: Final = 1.0
+#: All entries are looked at once in so many ticks (10 s), and those that were hit are touched, so
+#: that Redis's own eviction knows what is hot; so many at a time at most.
+TOUCH_TICKS: Final = 40
+TOUCH_MOST: Final = 500
+
+
+class Rules(Protocol):
+    """What the near-cache asks the policy; a rule has ``ttl``, ``negative_ttl`` and ``always``."""
+
+    def rule(self, number: int, key: bytes) -> Any:
+        """The rule that lets the reply of the table's command ``number`` be kept, or ``None``."""
+
+    def admits(self, rule: Any, key: bytes, now: float) -> bool:
+        """Whether the key is to be kept now: count one read of it."""
+
+
+class NearCache:
+    """See the module."""
+
+    def __init__(self, pools: Pools, plane: Plane) -> None:
+        self.core: Final = Core(plane, plane.table, NearTable(0))
+        self._pools: Final = pools
+        self._plane: Final = plane
+        self.trackers: Final[dict[tuple[Identity, int], Tracker]] = {}
+        self._free: Final[list[int]] = []
+        self._next = 0
+        self.stalls = 0
+        self.lost = 0
+        #: Set at the first answer, good or bad, of a tracking connection.
+        self.first_attempt: Final = asyncio.Event()
+
+    # -- settings and policy
+
+    def configure(self, max_bytes: int, staleness: float, max_ttl: float) -> None:
+        """Bytes of this worker's table, seconds, seconds."""
+        self.core.table.max_bytes = max_bytes
+        self.core.staleness = staleness
+        self.core.max_ttl = max_ttl
+
+    def apply(self, rules: Rules | None) -> None:
+        """Bring a policy into force, or none; whatever the last one kept is dropped."""
+        core = self.core
+        core.rules = rules
+        core.refused.clear()
+        core.table.clear(-1)
+        if rules is None:
+            self._plane.near_on = False
+            for tracker in list(self.trackers.values()):
+                self._close(tracker)
+            return
+        if not self._plane.near_on:
+            self._plane.near_on = True
+            for shared in self._pools.shared_links():
+                shared.partition.note_all()
+                self._connect(shared.partition)
+            for session in self._pools.sessions:
+                if not session.pinned and session.link is not None:
+                    session.write_seq = session.link.sent
+
+    # -- partitions
+
+    def partition(self, link: Link, protocol: int, identity: Identity, db: int) -> Partition:
+        """What the clients of a shared link pass through."""
+        partition = Partition(self.core, link, protocol, identity, db)
+        if self._plane.near_on:
+            self._connect(partition)
+        return partition
+
+    def successor(self, before: Partition, link: Link) -> Partition:
+        """The same for the link that follows a retired one; its commands are numbered on."""
+        link.sent = link.received = before.link.sent
+        partition = Partition(self.core, link, before.protocol, before.identity, before.db)
+        if before.source is not None:
+            partition.source, partition.space = before.source, before.space
+            before.source.partitions.remove(before)
+            before.source.partitions.append(partition)
+        return partition
+
+    def forget(self, partition: Partition) -> None:
+        """The shared link is closed for good."""
+        tracker = self.trackers.get((partition.identity, partition.db))
+        if tracker is not None and partition in tracker.source.partitions:
+            tracker.source.partitions.remove(partition)
+            if not tracker.source.partitions:
+                self._close(tracker)
+
+    def _connect(self, partition: Partition) -> None:
+        key = (partition.identity, partition.db)
+        tracker = self.trackers.get(key)
+        if tracker is None:
+            index = self._free.pop() if self._free else self._next
+            if index == self._next:
+                self._next += 1
+            tracker = self.trackers[key] = Tracker(self, self._pools, Source(self.core, index), key)
+        tracker.source.partitions.append(partition)
+        partition.source = tracker.source
+        partition.space = 2 * tracker.source.index + (partition.protocol == 3)
+
+    def _close(self, tracker: Tracker) -> None:
+        self.trackers.pop(tracker.key, None)
+        for partition in tracker.source.partitions:
+            partition.source = None
+        tracker.close()
+        self.core.table.clear(tracker.source.index)
+        self._free.append(tracker.source.index)
+
+    # -- housekeeping
+
+    def tick(self) -> None:
+        """Four times a second: tell Redis of what is hit here (R20)."""
+        table = self.core.table
+        if table.entries == 0:
+            return
+        found = table.touched(table.entries // TOUCH_TICKS + 16, monotonic())
+        keys: dict[int, list[bytes]] = {}
+        for space, key, _hits in found[:TOUCH_MOST]:
+            keys.setdefault(space >> 1, []).append(key)
+        for tracker in self.trackers.values():
+            wanted = keys.get(tracker.source.index)
+            if wanted and tracker.source.up:
+                self.core.touches += len(wanted)
+                tracker.send([b"TOUCH", *wanted], Ignored(tracker.source))
+
+    def mode(self) -> str:
+        """How entries are kept true: ``tracked``, or ``off`` and why; the worst of all users."""
+        if not self._plane.near_on:
+            return "off (no policy)"
+        for tracker in self.trackers.values():
+            if tracker.refusal:
+                return f"off ({tracker.refusal})"
+        return "tracked"
+
+    def close(self) -> None:
+        for tracker in list(self.trackers.values()):
+            self._close(tracker)
+
+
+class Tracker:
+    """Opens a source's connection, and again when it is lost."""
+
+    def __init__(
+        self, near: NearCache, pools: Pools, source: Source, key: tuple[Identity, int]
+    ) -> None:
+        self.near: Final = near
+        self.source: Final = source
+        self.key: Final = key
+        #: Why there is no tracking; empty: there is, or it is being opened.
+        self.refusal = ""
+        self.closing = False
+        self._pools: Final = pools
+        self._attempt = 0
+        self._wait = 0.0
+        source.owner = self
+        self._task = asyncio.get_running_loop().create_task(self._open())
+
+    async def _open(self) -> None:
+        identity, db = self.key
+        while not self.closing:
+            if self._wait:
+                await asyncio.sleep(self._wait)
+            try:
+                transport = await dial(self._pools.target, identity, 3, db)
+            except DialError as error:
+                self._back_off()
+                self.near.first_attempt.set()
+                if error.reply and not error.reply.startswith((b"-LOADING", b"-BUSY", b"-MASTER")):
+                    self._refused(str(error))
+                continue
+            self.source.link.attach(transport)
+            self.send([b"HELLO", 3], Setup(self, monotonic(), b"role"))
+            self.send([b"CLIENT", b"TRACKING", b"ON"], Setup(self, monotonic(), b"tracking"))
+            return
+
+    def send(self, args: list[bytes | int], receiver: Receiver) -> None:
+        data = bytearray(encode_command(args))
+        self.source.link.send(receiver, data, 0, len(data), 1)
+
+    def _back_off(self) -> None:
+        self._attempt += 1
+        self._wait = random.random() * min(
+            RECONNECT_CAP, RECONNECT_BASE * 2 ** min(self._attempt, 10)
+        )
+
+    def _refused(self, why: str) -> None:
+        if why != self.refusal:
+            log.warning(
+                "no near-cache: redis does not track for us",
+                extra={"error": why, "user": self.key[0].label},
+            )
+        self.near.first_attempt.set()
+        self.refusal = why
+        self._wait = REFUSED_SECONDS
+
+    def answered(self, setup: Setup, reply: bytes) -> None:
+        """A reply to the set-up."""
+        if reply.startswith((b"-", b"!")):
+            if setup.what == b"tracking":
+                self._refused(reply[1:].strip().decode("utf-8", "replace"))
+                self.source.link.close()
+        elif setup.what == b"role":
+            if b"\r\nrole\r\n$7\r\nreplica" in reply or b"\r\nrole\r\n+replica" in reply:
+                self._refused("it is a replica")
+                self.source.link.close()
+        elif not self.source.link.closing and not self.refusal_stands(reply):
+            self._attempt = 0
+            self._wait = 0.0
+            self.refusal = ""
+            self.source.ready(setup.sent)
+            self.near.first_attempt.set()
+
+    def refusal_stands(self, reply: bytes) -> bool:
+        return not reply.startswith(b"+OK")
+
+    # -- owner of the source
+
+    def stalled(self) -> None:
+        """It owed replies while Redis answered elsewhere; it is being closed."""
+        self.near.stalls += 1
+        log.warning("tracking connection stalled", extra={"user": self.key[0].label})
+
+    def broken(self, error: Exception) -> None:
+        log.error("redis sent what is not RESP", extra={"error": str(error)})
+
+    def ended(self, error: Exception | None) -> None:
+        if self.closing:
+            return
+        if self._wait < REFUSED_SECONDS:
+            self.near.lost += 1
+            log.warning("tracking connection lost", extra={"error": str(error or "closed")})
+            self._back_off()
+        self._task = asyncio.get_running_loop().create_task(self._open())
+
+    def close(self) -> None:
+        self.closing = True
+        self._task.cancel()
+        self.source.link.close()
+
+
+class Setup(Receiver):
+    """The reply to one command of the set-up."""
+
+    def __init__(self, tracker: Tracker, sent: float, what: bytes) -> None:
+        super().__init__()
+        self._tracker = tracker
+        self._data = b""
+        self.sent = sent
+        self.what = what
+
+    def deliver(self, data: bytearray, start: int, end: int, done: int) -> None:
+        self._data += bytes(data[start:end])
+        if done:
+            self._tracker.answered(self, self._data)
+
+    def lost(self, count: int, partial: bool, error: bytes) -> None:
+        """The tracker hears of it by itself."""
+
+
+class Ignored(Receiver):
+    """The reply to a TOUCH says nothing."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._source = source
+
+    def deliver(self, data: bytearray, start: int, end: int, done: int) -> None:
+        pass
+
+    def pushed(self, data: bytearray, start: int, end: int) -> None:
+        self._source.pushed(data, start, end)
+
+    def lost(self, count: int, partial: bool, error: bytes) -> None:
+        pass
