@@ -79,6 +79,10 @@ prove-crossed: build ## no crossed reply in a million tagged operations under fa
 prove-transactions: build ## WATCH/MULTI at 2700/s opens no more connections than transactions at once
 	@$(BIN)/python -m proofs.transactions --results proofs/results $(ARGS)
 
+.PHONY: prove-staleness
+prove-staleness: build ## no read older than max_staleness in a million operations under faults
+	@$(BIN)/python -m proofs.staleness --results proofs/results $(ARGS)
+
 .PHONY: prove-idle
 prove-idle: build ## memory of 10 000 idle clients of the cacheproxy
 	@$(BIN)/python -m proofs.idle --results proofs/results $(ARGS)

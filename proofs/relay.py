@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import socket
 import struct
 from collections import deque
@@ -25,6 +26,8 @@ _HIGH = 1 << 20
 #: Bytes at the head of a chunk that "tiny" sends one to three at a time; the rest follows whole,
 #: so that a value of some megabytes does not take minutes.
 _TINY_BYTES = 200
+#: Where a proxy asks Redis for invalidations.
+_TRACKING = re.compile(rb"\r\nTRACKING\r\n\$2\r\nON\r\n", re.IGNORECASE)
 
 
 class _End(asyncio.Protocol):
@@ -86,6 +89,11 @@ class Pipe:
         #: Swallow what comes from Redis, or both ways.
         self.deaf = False
         self.mute = False
+        #: Keep what comes, from either side, until :meth:`release`.
+        self.held = False
+        self._held_back: list[tuple[_End, bytes]] = []
+        #: The proxy asked Redis to be told of changes on this connection.
+        self.tracking = False
         self._queue: deque[bytes] = deque()
         self._busy = False
 
@@ -107,7 +115,11 @@ class Pipe:
     def _from_proxy(self, data: bytes) -> None:
         if self.mute:
             return
-        if self._connected:
+        if not self.tracking and _TRACKING.search(data):
+            self.tracking = True
+        if self.held:
+            self._held_back.append((self.redis, data))
+        elif self._connected:
             self.redis.write(data)
         else:
             self._early.append(data)
@@ -117,6 +129,9 @@ class Pipe:
             return
         if self._relay.sabotage is not None:
             data = self._relay.sabotage(data)
+        if self.held:
+            self._held_back.append((self.proxy, data))
+            return
         if self.cut_next and len(data) > 1:
             # What was held back goes first; the cut is in the middle of this chunk.
             self._flush()
@@ -162,9 +177,22 @@ class Pipe:
         while self._queue:
             self.proxy.write(self._queue.popleft())
 
+    def release(self) -> None:
+        """The stall is over; nothing was lost."""
+        self.held = False
+        waiting, self._held_back = self._held_back, []
+        for side, data in waiting:
+            if side is self.redis and not self._connected:
+                self._early.append(data)
+            elif side is self.proxy and self._queue:
+                self._queue.append(data)
+            else:
+                side.write(data)
+
     def end(self, *, reset: bool) -> None:
         """Close both sides; what waits in between is lost."""
         self.closed = True
+        self._held_back.clear()
         self._queue.clear()
         self.proxy.end(reset=reset)
         self.redis.end(reset=reset)
@@ -176,6 +204,7 @@ class Pipe:
             return
         self.closed = True
         self._relay.pipes.discard(self)
+        self.release()
         self._flush()
         for side in (self.proxy, self.redis):
             if side.transport is not None:
@@ -225,9 +254,14 @@ class Relay:
         task.add_done_callback(self._connecting.discard)
         return pipe.proxy
 
-    def some(self) -> list[Pipe]:
-        """A random half of the connections, at least one where there is one."""
+    def some(self, *, tracking: bool = False) -> list[Pipe]:
+        """A random half of the connections, at least one where there is one.
+
+        ``tracking``: of those on which Redis tells of changes, if there are any.
+        """
         pipes = sorted(self.pipes, key=id)
+        if tracking:
+            pipes = [pipe for pipe in pipes if pipe.tracking] or pipes
         return self.random.sample(pipes, (len(pipes) + 1) // 2)
 
     def stop(self) -> None:

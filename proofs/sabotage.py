@@ -1,18 +1,20 @@
-"""Faults that no proxy could be blamed for, put in to see that the checker notices.
+"""Faults that no proxy could be blamed for, put in to see that the checkers notice.
 
-Each function changes one place in a chunk of replies, sometimes, and is used by
-``python -m proofs.crossed --sabotage NAME``, which must then fail.
+``SABOTAGE`` changes one place in a chunk of replies, sometimes, and is used by
+``python -m proofs.crossed --sabotage NAME``, which must then fail; so must
+``python -m proofs.staleness`` with those of ``STALE``.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Final
 
-__all__ = ["SABOTAGE", "sabotage"]
+__all__ = ["SABOTAGE", "STALE", "sabotage", "stale"]
 
 _BULK: Final = re.compile(rb"\$(\d+)\r\n")
 
@@ -71,3 +73,46 @@ def sabotage(name: str, rng: random.Random, share: float = 0.01) -> Callable[[by
     """``SABOTAGE[name]`` on this share of the chunks."""
     change = SABOTAGE[name]
     return lambda data: change(data) if rng.random() < share else data
+
+
+#: An invalidation, as Redis tells of it: of one key, or of all.
+_INVALIDATION: Final = re.compile(
+    rb">2\r\n\$10\r\ninvalidate\r\n(?:_\r\n|\*1\r\n\$\d+\r\n[^\r]*\r\n)"
+)
+#: A register's value (``proofs.staleness``); all of one register are of one length.
+_VALUE: Final = re.compile(rb"(?<=\r\n)(r[\d.]+)=\d+(?=\r\n)")
+#: Seconds after which a value is old enough to be put in place of a newer one.
+_OLD: Final = 0.15
+
+
+def unpushed(_rng: random.Random, _share: float) -> Callable[[bytes], bytes]:
+    """Nobody hears of changes."""
+    return lambda data: _INVALIDATION.sub(b"", data)
+
+
+def outdated(rng: random.Random, share: float) -> Callable[[bytes], bytes]:
+    """Sometimes a value that was there some time ago, in place of the present one."""
+    known: dict[bytes, tuple[float, bytes]] = {}
+
+    def change(found: re.Match[bytes]) -> bytes:
+        now = time.monotonic()
+        since, value = known.setdefault(found[1], (now, found[0]))
+        if now - since < _OLD:
+            return found[0]
+        if rng.random() < share:
+            return value
+        known[found[1]] = now, found[0]
+        return found[0]
+
+    return lambda data: _VALUE.sub(change, data)
+
+
+STALE: Final[dict[str, Callable[[random.Random, float], Callable[[bytes], bytes]]]] = {
+    "outdated": outdated,
+    "unpushed": unpushed,
+}
+
+
+def stale(name: str, rng: random.Random, share: float = 0.2) -> Callable[[bytes], bytes] | None:
+    """``STALE[name]``; ``None`` without a name."""
+    return STALE[name](rng, share) if name else None
