@@ -169,6 +169,8 @@ class ServedRequest(ResponseSink):
         self._keep = False
         self.bodiless = False
         self.core.budget.begin()
+        if self.core.tracer is not None:
+            self.core.tracer.open(self, None, b"")  # for its log line and its span
 
     def note(self, head: RequestHead) -> None:
         """Keep what log, spans and events want to know of the head."""
@@ -178,7 +180,11 @@ class ServedRequest(ResponseSink):
         if correlation is not None and len(correlation) <= MAX_CORRELATION_ID:
             self.correlation_id = correlation
         if self.core.tracer is not None:
-            self.core.tracer.open(self, head.value(_TRACEPARENT), head.value(_TRACESTATE))
+            # W3C Trace Context: a request with two traceparent fields has none that is valid
+            # (§3.2.2); tracestate may be split over several (§3.3.1).
+            parent = head.value(_TRACEPARENT) if head.count(_TRACEPARENT) == 1 else None
+            state = head.joined(_TRACESTATE) if parent is not None else b""
+            self.core.tracer.open(self, parent, state)
 
     # ------------------------------------------------------------------------------ own replies
 

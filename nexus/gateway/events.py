@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from nexus import clock
+from nexus.gateway.completed import CompletedEncoder, record_traceparent
 from nexus.observability.record import RequestRecord
-from nexus.observability.redaction import redact_target, redact_url, wire_text
+from nexus.observability.redaction import redact_url, wire_text
 from nexus.observability.stamp import Stamps
-from nexus.observability.tracecontext import format_traceparent
 from nexus.wire import events
 
 __all__ = ["SOURCE", "EventSink"]
@@ -38,8 +38,8 @@ class EventSink:
 
     def __init__(self, producer: Emitter, worker_id: int) -> None:
         self._emit: Final = producer.emit
-        self._worker_id: Final = worker_id
         self._source: Final = SOURCE.encode()
+        self._completed: Final = CompletedEncoder(worker_id, self._source)
         self._prefix: Final = secrets.token_hex(8)
         self._count = 0
         self._stamps: Final = Stamps()
@@ -48,7 +48,14 @@ class EventSink:
         """Emit the events of one batch of finished requests."""
         for record in records:
             if record.proxied:
-                self._completed(record)
+                value, headers = self._completed.encode(record, self._next_id())
+                key = record.correlation_id
+                self._emit(
+                    events.REQUEST_COMPLETED,
+                    value,
+                    events.correlation_key(key) if key else None,
+                    headers,
+                )
             elif record.reason == RATE_LIMITED:
                 self._limited(record)
 
@@ -64,32 +71,16 @@ class EventSink:
         )
         self._send(events.CIRCUIT_OPENED, event, None, b"")
 
-    def _completed(self, record: RequestRecord) -> None:
-        event = events.RequestCompleted(
-            emitted_at=self._ended(record),
-            id=self._next_id(),
-            method=wire_text(record.method, events.MAX_URL_CHARACTERS) or "-",
-            url=redact_target(record.target, events.MAX_URL_CHARACTERS) or "-",
-            route=record.route,
-            status_code=record.status,
-            latency_ms=record.duration_ns // 1000 / 1000,
-            ip=record.ip,
-            client_id=record.client_id or None,
-            worker_id=self._worker_id,
-        )
-        key = events.correlation_key(record.correlation_id)
-        self._send(events.REQUEST_COMPLETED, event, key, _traceparent(record))
-
     def _limited(self, record: RequestRecord) -> None:
         event = events.RateLimitHit(
             emitted_at=self._ended(record),
             id=self._next_id(),
             ip=record.ip,
             method=wire_text(record.method, events.MAX_URL_CHARACTERS) or "-",
-            url=redact_target(record.target, events.MAX_URL_CHARACTERS) or "-",
+            url=record.shown() or "-",
         )
         # All hits of one address in one partition: whoever counts them sees all of them.
-        self._send(events.RATE_LIMIT_HIT, event, record.ip.encode(), _traceparent(record))
+        self._send(events.RATE_LIMIT_HIT, event, record.ip.encode(), record_traceparent(record))
 
     def _send(self, topic: str, event: events.Event, key: bytes | None, traceparent: bytes) -> None:
         headers = events.cloud_event_headers(
@@ -103,9 +94,3 @@ class EventSink:
 
     def _ended(self, record: RequestRecord) -> str:
         return self._stamps.iso(record.started_ns + record.duration_ns)
-
-
-def _traceparent(record: RequestRecord) -> bytes:
-    if not record.trace_id or not record.span_id:
-        return b""
-    return format_traceparent(record.trace_id, record.span_id, record.sampled)

@@ -1,76 +1,14 @@
-"""Trace context of requests: taken from the client, or begun here, and passed on.
-
-Every request has its ids, for its log lines and for the upstream; settings decide only whether
-there are spans. Without spans of our own we are no hop of the trace (W3C Trace Context, §4.3): the
-client's ``traceparent`` goes on with its parent and flag, or the upstream's spans would hang under
-one that nobody records; a trace that begins here goes on with the request's id, not sampled.
-"""
+"""Trace context of requests, of the backend that runs in this process; see ``_traces_py``."""
 
 from __future__ import annotations
 
-import random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from nexus.observability.tracecontext import (
-    Sampler,
-    format_traceparent,
-    parse_traceparent,
-    parse_tracestate,
-)
+from nexus._speedups import BACKEND
 
-if TYPE_CHECKING:
-    from nexus.gateway._exchange_py import Exchange
+if TYPE_CHECKING or BACKEND == "pure":
+    from nexus.gateway._traces_py import Tracer
+else:
+    from nexus.gateway._traces_c import Tracer
 
 __all__ = ["Tracer"]
-
-#: Random bytes drawn at once: the ids of some thirty requests.
-_DRAWN: Final = 1024
-
-
-class Tracer:
-    """Decides sampling before anything is allocated for a span."""
-
-    __slots__ = ("_at", "_digits", "_random", "_recording", "_sampler")
-
-    def __init__(self, ratio: float | None) -> None:
-        """``ratio``: share of new traces that are sampled; ``None``: there are no spans."""
-        self._recording: Final = ratio is not None
-        self._sampler: Final = Sampler(ratio or 0.0)
-        # Made in the worker, so no two workers draw alike. Not for secrets.
-        self._random: Final = random.Random()
-        self._digits = ""
-        self._at = 0
-
-    def open(self, exchange: Exchange, traceparent: bytes | None, tracestate: bytes | None) -> None:
-        """Give the request its ids; a ``traceparent`` that is malformed is ignored."""
-        parent = parse_traceparent(traceparent) if traceparent is not None else None
-        if parent is None:
-            exchange.trace_id = self._draw(32)
-            exchange.sampled = self._sampler.decide(exchange.trace_id, None)
-        else:
-            exchange.trace_id, exchange.parent_span_id, sampled = parent
-            exchange.sampled = self._sampler.decide(exchange.trace_id, sampled)
-            if tracestate:
-                exchange.tracestate = parse_tracestate((tracestate,))
-        exchange.span_id = self._draw(16)
-
-    def outgoing(self, exchange: Exchange) -> bytes:
-        """The field lines for the upstream; its parent is our client span where we have one."""
-        if self._recording:
-            span_id = exchange.upstream_span_id = self._draw(16)
-        else:
-            span_id = exchange.parent_span_id or exchange.span_id
-        parent = format_traceparent(exchange.trace_id, span_id, exchange.sampled)
-        if exchange.tracestate:
-            return b"traceparent: " + parent + b"\r\ntracestate: " + exchange.tracestate + b"\r\n"
-        return b"traceparent: " + parent + b"\r\n"
-
-    def _draw(self, digits: int) -> str:
-        """So many lower-case hex digits. All of them zero, which W3C calls invalid, is one draw in
-        2⁶⁴ or fewer, and then an upstream begins a trace of its own."""
-        at = self._at
-        if at + digits > len(self._digits):
-            self._digits = self._random.randbytes(_DRAWN).hex()
-            at = 0
-        self._at = at + digits
-        return self._digits[at : at + digits]

@@ -1,5 +1,13 @@
 """Which requests become which events, under which key."""
 
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexus._speedups import COMPILED_MODULES, _built
+from nexus.gateway import _completed_py
 from nexus.gateway.events import EventSink
 from nexus.observability.record import RequestRecord
 from nexus.wire import events
@@ -130,3 +138,40 @@ def test_the_kept_second_changes_with_the_clock():
         "1970-01-01T00:00:00.999Z",
         "1970-01-01T00:00:00.000Z",
     ]
+
+
+@pytest.mark.skipif(
+    not all(_built(name) for name in COMPILED_MODULES)
+    and os.environ.get("NEXUS_REQUIRE_EXTENSIONS", "") in ("", "0"),
+    reason="the kernels are not built",
+)
+@given(
+    st.fixed_dictionaries(
+        {
+            "started_ns": st.integers(0, 2 * 10**18),
+            "duration_ns": st.integers(0, 10**13) | st.sampled_from([999, 1000, 1_500_000]),
+            "method": st.sampled_from([b"", b"GET", b"\xffX"]),
+            "target": st.binary(max_size=9) | st.just(b"/a?token=b&c"),
+            "route": st.text(st.characters(codec="utf-8"), max_size=9),
+            "status": st.integers(0, 999),
+            "ip": st.text('0123456789abcdef.:"\\', max_size=9),
+            "client_id": st.text(st.characters(codec="utf-8"), max_size=9),
+            "trace_id": st.sampled_from(["", "a" * 32]),
+            "span_id": st.sampled_from(["", "b" * 16]),
+            "sampled": st.booleans(),
+        }
+    ),
+    st.integers(0, 64),
+    st.text('0123456789abcdef-"', max_size=20),
+)
+def test_both_encoders_write_the_same(values, worker, event_id):
+    from nexus.gateway import _completed_c
+    from nexus.observability import _record_c
+
+    finished = _record_c.RequestRecord()
+    for name, value in values.items():
+        setattr(finished, name, value)
+    pure = _completed_py.CompletedEncoder(worker, b"/nexus/gateway")
+    compiled = _completed_c.CompletedEncoder(worker, b"/nexus/gateway")
+    for _ in range(2):
+        assert compiled.encode(finished, event_id) == pure.encode(finished, event_id)

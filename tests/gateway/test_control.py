@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -10,15 +11,14 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from gateway_process import GatewayProcess
+import pytest
+from gateway_process import BACKENDS, GatewayProcess, check_backend
 from gateway_upstream import Upstream
 
 from nexus.gateway.discovery import ServiceEntry
 from nexus.gateway.settings import GatewaySettings
-from nexus.gateway.traces import Tracer
 from nexus.gateway.upstreams import Upstreams
 from nexus.gateway.wheel import Wheel
 from nexus.observability.registry import Registry
@@ -225,23 +225,27 @@ def test_requests_have_trace_ids_although_tracing_is_off(
 ) -> None:
     gateway = start_gateway([upstream_a.url], access_log={"enabled": True})
     trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    given = f"traceparent: 00-{trace}-{parent}-01"
     own = gateway.request("/api/json?own")
     theirs = gateway.request(
-        "/api/json?theirs", "GET", None, f"traceparent: 00-{trace}-{parent}-01", "tracestate: a=1"
+        "/api/json?theirs", "GET", None, given, "tracestate: a=1", "tracestate: b=2,c=3"
     )
+    twice = gateway.request("/api/json?twice", "GET", None, given, given, "tracestate: a=1")
     broken = gateway.request(
         "/api/json?broken", "GET", None, "traceparent: 00-nonsense", "tracestate: a=1"
     )
     refused = gateway.request("/nowhere")
+    malformed = gateway.request("/bad", "GET", None, "No Colon")
+    assert malformed.status == 400
     gateway.stop()
     lines = [json.loads(x) for x in gateway.output().splitlines() if x.startswith("{")]
     logged = {line["request_id"]: line for line in lines if "request_id" in line}
-    for response in (own, theirs, broken, refused):
+    for response in (own, theirs, twice, broken, refused, malformed):
         line = logged[response.value("x-request-id") or ""]
         assert re.fullmatch("[0-9a-f]{32}", line["trace_id"])
         assert re.fullmatch("[0-9a-f]{16}", line["span_id"])
     sent = {seen.path: seen for seen in upstream_a.seen}
-    for path, response in (("/json?own", own), ("/json?broken", broken)):
+    for path, response in (("/json?own", own), ("/json?broken", broken), ("/json?twice", twice)):
         # Begun here, and not sampled: nobody records it.
         line = logged[response.value("x-request-id") or ""]
         expected = f"00-{line['trace_id']}-{line['span_id']}-00"
@@ -252,16 +256,21 @@ def test_requests_have_trace_ids_although_tracing_is_off(
     assert line["trace_id"] == trace
     assert line["span_id"] != parent
     assert sent["/json?theirs"].values("traceparent") == [f"00-{trace}-{parent}-01"]
-    assert sent["/json?theirs"].values("tracestate") == ["a=1"]
+    assert sent["/json?theirs"].values("tracestate") == ["a=1,b=2,c=3"]
 
 
-def test_trace_ids_do_not_repeat() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_trace_ids_do_not_repeat(backend: str) -> None:
+    check_backend(backend)
+    traces = importlib.import_module(f"nexus.gateway._traces_{backend}")
+    request = importlib.import_module(f"nexus.gateway._request_{backend}")
     trace_ids, span_ids = set(), set()
-    for tracer in (Tracer(1.0), Tracer(1.0)):
+    for tracer in (traces.Tracer(1.0), traces.Tracer(1.0)):
         for _ in range(500):  # many times what is drawn at once
-            exchange = SimpleNamespace(trace_id="", span_id="", tracestate=b"")
-            tracer.open(exchange, None, None)  # type: ignore[arg-type]
-            tracer.outgoing(exchange)  # type: ignore[arg-type]
+            exchange = request.ServedRequest(None, None)
+            tracer.open(exchange, None, b"")
+            assert exchange.sampled
+            tracer.outgoing(exchange)
             trace_ids.add(exchange.trace_id)
             span_ids |= {exchange.span_id, exchange.upstream_span_id}
     assert (len(trace_ids), len(span_ids)) == (1000, 2000)
