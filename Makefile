@@ -60,6 +60,10 @@ bench-peers: build ## beside nginx, HAProxy, Envoy, twemproxy: ARGS=--quick for 
 	    -e '.[bench]'
 	@$(BIN)/python -m bench.peers $(ARGS)
 
+.PHONY: bench-growth
+bench-growth: build ## what an operation costs as connections, keys, values, workers, routes grow
+	@$(BIN)/python -m bench.growth $(ARGS)
+
 .PHONY: load
 load: build ## locust against a running `make run`, objectives checked at the end
 	@NEXUS_NO_EXTENSIONS=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -47,13 +47,20 @@ def lines(
     across: str,
     up: str,
     series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    log: bool = False,
 ) -> None:
-    """A curve for each name: (x, y) points, ``across`` and ``up`` name the axes."""
+    """A curve for each name: (x, y) points, ``across`` and ``up`` name the axes.
+
+    ``log``: the x axis is logarithmic.
+    """
     mpl.rcParams["svg.hashsalt"] = "nexus"
     figure, panel = plt.subplots(figsize=(8, 3.6), layout="constrained")
     for name, points in series.items():
         panel.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.2)
     panel.set_ylim(bottom=0)
+    if log:
+        panel.set_xscale("log")
     panel.set_xlabel(across)
     panel.set_ylabel(up)
     panel.set_title(title, fontsize=10)

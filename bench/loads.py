@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from bench.engine import EngineError, drive, http_replies, resp_replies
@@ -121,11 +121,13 @@ def _run(command: list[str], seconds: float) -> str:
 
 @dataclass(frozen=True)
 class RedisLoad:
-    """redis-benchmark: 50 connections, 10 000 keys."""
+    """redis-benchmark over random keys."""
 
     command: str
     pipeline: int
     value_bytes: int = 64
+    connections: int = 50
+    keys: int = KEYS
 
     @property
     def name(self) -> str:
@@ -135,14 +137,20 @@ class RedisLoad:
     def run(self, port: int, size: float) -> LoadResult:
         """That many requests."""
         operations = int(size)
-        command = ["redis-benchmark", "-h", "127.0.0.1", "-p", str(port), "-c", "50"]
-        command += ["-d", str(self.value_bytes), "-r", str(KEYS), "-P", str(self.pipeline)]
+        command = ["redis-benchmark", "-h", "127.0.0.1", "-p", str(port)]
+        command += ["-c", str(self.connections), "-r", str(self.keys)]
+        command += ["-d", str(self.value_bytes), "-P", str(self.pipeline)]
         command += ["-t", self.command, "-n", str(operations)]
         return parse_redis(_run(command, 60), operations)
 
     def size(self, port: int, seconds: float) -> float:
         probe = self.run(port, _PROBE * (4 if self.pipeline > 1 else 1))
         return max(_PROBE, int(probe.per_second * seconds))
+
+    def fill(self, port: int) -> None:
+        """Write the keys, so that GETs find them: 20 random writes for each leave none out."""
+        writes = replace(self, command="set", pipeline=16, connections=50)
+        writes.run(port, 20 * self.keys if self.value_bytes <= 4096 else 2 * self.keys)
 
 
 _SCRIPT = """\

@@ -68,10 +68,8 @@ def _compare(stage: Stage, rounds: int, seconds: float) -> list[Row]:
     rows: list[Row] = []
     for load in stage.scenario.loads():
         if stage.scenario.redis:
-            # GETs shall find their keys, of the load's size: 200 000 random writes leave out none
-            # of 10 000.
-            size = load.value_bytes if isinstance(load, RedisLoad) else 64
-            RedisLoad("set", 16, size).run(stage.targets[0].port, 200_000)
+            filler = load if isinstance(load, RedisLoad) else RedisLoad("get", 1)
+            filler.fill(stage.targets[0].port)
         sizes = {target.name: load.size(target.port, seconds) for target in stage.targets}
         for number in range(rounds):
             for target in stage.targets:

@@ -49,6 +49,8 @@ class Peer:
     extra: tuple[str, ...] = ()
     #: It must refuse every request of the load; the others, none.
     refuses: bool = False
+    #: Text behind that of the configuration file.
+    appended: str = ""
 
 
 @dataclass(frozen=True)

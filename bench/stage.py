@@ -144,7 +144,8 @@ class Stage:
             (directory / "big").write_bytes(b"x" * 1_048_576)
         values = values | {"DIR": str(directory), "CONFIG": str(directory / peer.config)}
         for name in (peer.config, *peer.extra) if peer.config else ():
-            (directory / name).write_text(_fill((_CONFIGS / name).read_text(), values))
+            text = _fill((_CONFIGS / name).read_text(), values)
+            (directory / name).write_text(text + (peer.appended if name == peer.config else ""))
         command = [which(peer.tool) or peer.tool]
         command += [_fill(part, values) for part in peer.command]
         return self._stack.enter_context(Process(slug, command, directory))
