@@ -33,6 +33,7 @@ from nexus.gateway.endpoints import Endpoints, own_routes
 from nexus.gateway.events import SOURCE, EventSink
 from nexus.gateway.listening import Listening, check_listeners, more_endpoints
 from nexus.gateway.phases import Phases
+from nexus.gateway.providers import Providers
 from nexus.gateway.routetable import build_router, groups_of
 from nexus.gateway.session import Session
 from nexus.gateway.settings import GatewaySettings
@@ -62,6 +63,8 @@ BREAKER_SLOTS: Final = 256
 BUCKETS_PER_SET: Final = 8
 #: Seconds that the sinks get to write what they hold when a worker ends.
 FLUSH_SECONDS: Final = 3.0
+#: Seconds that a start waits for the keys of token providers.
+_KEYS_SECONDS: Final = 2.0
 #: Seconds between the end of serving and the end of accepting.
 _LAST_ACCEPTS_SECONDS: Final = 0.01
 
@@ -141,6 +144,7 @@ class Gateway:
             settings, shared.breakers, context.index, self._wheel, context.metrics, rng
         )
         self._core.balancers = self._upstreams.balancers
+        self._providers: Final = Providers(context.metrics, rng)
         self._sessions: Final[set[Session]] = set()
         self._telemetry: Final = (
             Telemetry(settings.telemetry_entries, memory=shared.telemetry, worker=context.index)
@@ -174,6 +178,8 @@ class Gateway:
         self._use(self._services.recover(context.shared.services))
         self._reloads.labels("broken").inc(self._services.failures)
         await self._start_recorder(settings)
+        # Whoever is ready can check tokens; a provider that is away does not keep us from serving.
+        await self._providers.ready(_KEYS_SECONDS)
         self._tick(loop)
         await self._listening.open(settings)
         self._tasks.append(loop.create_task(self._listening.watch(lambda: self._context.settings)))
@@ -228,6 +234,7 @@ class Gateway:
             await self._core.recorder.stop(FLUSH_SECONDS)
         if self._producer is not None:
             await self._producer.stop(FLUSH_SECONDS)
+        await self._providers.close()
         self._upstreams.close()
         if self._ticker is not None:
             self._ticker.cancel()
@@ -240,7 +247,10 @@ class Gateway:
         metrics = self._context.metrics if settings.metrics.enabled else None
         router = build_router(settings, self._endpoints.routes())
         # A new one: tokens of a client that is gone must not be known any more.
-        authenticator = Authenticator(settings.auth, metrics) if settings.auth.enabled else None
+        providers = self._providers.apply(settings.auth.providers if settings.auth.enabled else ())
+        authenticator: Authenticator | None = None
+        if settings.auth.enabled:
+            authenticator = Authenticator(settings.auth, metrics, providers)
         clients = Clients(settings.trusted_proxies)
         limit = settings.rate_limit
         core.apply(settings)

@@ -86,8 +86,8 @@ class Endpoints:
 
     def token(self, exchange: Exchange, body: bytes) -> None:
         """``POST /auth/token``: client credentials for a bearer token."""
-        if self.authenticator is None:
-            exchange.reject(404, "auth_disabled", "Authentication is switched off.")
+        if self.authenticator is None or not self.authenticator.issues:
+            exchange.reject(404, "auth_disabled", "There are no tokens to be had here.")
             return
         status, document = self.authenticator.issue(body, exchange.wall_ns / 1e9)
         result = "issued" if status == 200 else str(document.get("reason", "refused"))

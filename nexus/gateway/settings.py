@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from nexus.gateway.settings_auth import AuthSettings
 from nexus.gateway.settings_routes import RouteSettings
 from nexus.net.settings import (
     DialTlsSettings,
@@ -17,15 +18,13 @@ from nexus.net.settings import (
     RedisSettings,
     ServiceSettings,
 )
-from nexus.settings import RESTART, Secret, Settings
+from nexus.settings import RESTART, Settings
 
 __all__ = [
     "AccessLogSettings",
-    "AuthSettings",
     "BalancerSettings",
     "BlockListSettings",
     "BreakerSettings",
-    "ClientSettings",
     "EnvelopeSettings",
     "GatewaySettings",
     "LimitSettings",
@@ -59,33 +58,6 @@ class RateLimitSettings(Settings, frozen=True):
         RESTART,
         Meta(ge=1024, le=16_777_216, description="live buckets kept, over all workers"),
     ] = 131_072
-
-
-class ClientSettings(Settings, frozen=True):
-    """A client that may ask for tokens."""
-
-    client_id: Annotated[str, Meta(min_length=1, max_length=128, description="name")]
-    client_secret: Annotated[Secret, Meta(min_length=8, description="hashed once it is read")]
-
-
-class AuthSettings(Settings, frozen=True):
-    """Bearer tokens (JWT, HS256)."""
-
-    enabled: Annotated[bool, Meta(description="demand a token on proxied requests")] = True
-    jwt_secret: Annotated[Secret, Meta(description="at least 32 bytes; required when enabled")] = ""
-    token_ttl_seconds: Annotated[
-        int, Meta(ge=1, le=2_592_000, description="life of an issued token")
-    ] = 3600
-    leeway_seconds: Annotated[int, Meta(ge=0, le=300, description="clock skew allowed on exp")] = 0
-    clients: Annotated[
-        tuple[ClientSettings, ...],
-        Meta(
-            description="who may ask /auth/token for a token; tokens of others are refused, also "
-            "those from before a reload removed their client. None: every token signed with "
-            "`jwt_secret` is accepted"
-        ),
-    ] = ()
-    token_cache_entries: Annotated[int, Meta(ge=0, description="verified tokens kept")] = 10_000
 
 
 class BalancerSettings(Settings, frozen=True):

@@ -136,6 +136,12 @@ _GATEWAY: Final = (
     _gauge("nexus_block_list_connected", "1 while the block list is heard.", over="max"),
     _counter("nexus_auth_tokens_total", "Answers of POST /auth/token, by result.", "result"),
     _counter("nexus_auth_cache_total", "Lookups in the verified-token cache.", "result"),
+    _counter(
+        "nexus_auth_key_fetches_total",
+        "Key sets asked of token providers, by result (fetched, failed).",
+        *("issuer", "result"),
+        max_series=64,
+    ),
 )
 
 _CACHEPROXY: Final = (
