@@ -131,8 +131,10 @@ class RedisLoad:
 
     @property
     def name(self) -> str:
-        big = "" if self.value_bytes == 64 else f", {self.value_bytes} bytes"
-        return f"{self.command.upper()} P={self.pipeline}{big}"
+        more = "" if self.value_bytes == 64 else f", {self.value_bytes} bytes"
+        more += "" if self.connections == 50 else f", {self.connections} connections"
+        more += "" if self.keys == KEYS else f", {self.keys} keys"
+        return f"{self.command.upper()} P={self.pipeline}{more}"
 
     def run(self, port: int, size: float) -> LoadResult:
         """That many requests."""
