@@ -110,6 +110,10 @@ prove-consumer: build ## 100 000 events, 30 SIGKILLs: nothing lost, nothing twic
 prove-redis-suite: build ## Redis's own test suite through the cacheproxy
 	@scripts/redis-suite proxy $(ARGS)
 
+.PHONY: prove-image
+prove-image: $(STAMP) ## the Dockerfile's steps without Docker: wheels, fresh install, each --check
+	@scripts/check-image $(BIN)/python
+
 .PHONY: docs
 docs: $(STAMP) ## reference pages that are derived from code
 	@$(BIN)/python scripts/generate-docs

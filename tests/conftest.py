@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -51,16 +52,19 @@ def pytest_report_header() -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out, of a second run on pure Python, what the first run has shown on both backends.
 
-    Many tests take their backend as a parameter, ``[py]`` or ``[c]``, whatever this process runs.
+    Many tests take their backend as a parameter, ``[py]`` or ``[c]``, whatever this process runs;
+    those marked ``once`` have none.
     """
     if not os.environ.get("NEXUS_TEST_BOTH_SHOWN"):
         return
-    again = [item for item in items if _names_a_backend(item)]
+    again = [item for item in items if _shows_both(item)]
     config.hook.pytest_deselected(items=again)
-    items[:] = [item for item in items if not _names_a_backend(item)]
+    items[:] = [item for item in items if not _shows_both(item)]
 
 
-def _names_a_backend(item: pytest.Item) -> bool:
+def _shows_both(item: pytest.Item) -> bool:
+    if item.get_closest_marker("once") is not None:
+        return True
     call = getattr(item, "callspec", None)
     return call is not None and not {"py", "c"}.isdisjoint(call.id.split("-"))
 
@@ -110,6 +114,15 @@ def kafka_broker() -> KafkaBroker:
     except OSError as error:
         missing(f"the broker {bootstrap} named by NEXUS_TEST_KAFKA does not answer: {error}")
     return KafkaBroker(bootstrap)
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> str:
+    """Path of a real Prometheus; ``promtool`` is beside it."""
+    found = shutil.which("prometheus")
+    if found is None or shutil.which("promtool") is None:
+        missing("no prometheus and promtool on PATH")
+    return str(found)
 
 
 def _is_7() -> bool:

@@ -53,6 +53,7 @@ cdef class Core:
     cdef readonly long long body_idle_ns
     cdef readonly long long keep_alive_ns
     cdef readonly long long total_ns
+    cdef readonly long long slow_ns
     cdef readonly long long stream_idle_ns
     cdef readonly long long response_ns
     cdef readonly long long buffer_bytes

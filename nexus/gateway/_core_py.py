@@ -129,6 +129,7 @@ class Core:
         self.envelope = settings.envelope.enabled
         self.breakers = settings.breaker.enabled
         self.counting = settings.metrics.enabled
+        self.slow_ns = settings.metrics.slow_ms * 1_000_000
         self.max_address_labels = settings.metrics.max_address_labels
         self.request_drop = HOP | FRAMING | OURS | SECRET | TRACE
         if not settings.underscores_in_headers:

@@ -16,6 +16,7 @@ from typing import Final
 
 import cython  # type: ignore[import-untyped]
 
+from nexus.observability.sampling import Sampling
 from nexus.observability.tracecontext import (
     Sampler,
     format_traceparent,
@@ -37,11 +38,12 @@ class Tracer:
 
     __slots__ = ("_always", "_at", "_digits", "_random", "_recording", "_sampler")
 
-    def __init__(self, ratio: float | None) -> None:
-        """``ratio``: share of new traces that are sampled; ``None``: there are no spans."""
-        self._recording = ratio is not None
-        self._always = ratio is not None and ratio >= 1.0
-        self._sampler = Sampler(ratio or 0.0)
+    def __init__(self, sampling: Sampling | None) -> None:
+        """``sampling``: which traces are sampled; ``None``: there are no spans."""
+        self._recording = sampling is not None
+        chosen = sampling or Sampling(0.0)
+        self._always = chosen.ratio >= 1.0
+        self._sampler = Sampler(chosen.ratio, chosen.parent_based)
         # Made in the worker, so no two workers draw alike. Not for secrets.
         self._random = random.Random()
         self._digits = ""

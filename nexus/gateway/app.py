@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import mmap
+import os
 import random
 import secrets
 from collections.abc import Sequence
@@ -46,7 +47,9 @@ from nexus.net.producer import EventProducer
 from nexus.net.service import ServiceSpec, WorkerContext
 from nexus.net.tls import client_context
 from nexus.observability.accesslog import AccessLog
+from nexus.observability.otlp import resolve
 from nexus.observability.recorder import Recorder, Sink
+from nexus.observability.sampling import Sampling, effective_sampling
 from nexus.observability.telemetry import Telemetry, TelemetryMemory
 from nexus.observability.tracing import SpanSink
 from nexus.policy.breaker import BreakerTable
@@ -122,6 +125,8 @@ def validate(settings: GatewaySettings) -> None:
                 path=path,
             )
     check_kafka(settings.kafka)
+    if _sampling(settings) is not None:
+        resolve(settings.tracing, os.environ)
     limit = settings.rate_limit
     try:
         RateLimit(limit.capacity, limit.refill_per_second)
@@ -260,7 +265,7 @@ class Gateway:
         else:  # requests under way hold it
             core.budget.ratio = settings.retry.budget_ratio
             core.budget.floor = settings.retry.budget_floor
-        core.tracer = Tracer(settings.tracing.sample_ratio if settings.tracing.enabled else None)
+        core.tracer = Tracer(_sampling(settings))
         phases.clients = clients
         phases.authenticator = authenticator
         self._endpoints.authenticator = authenticator
@@ -278,7 +283,7 @@ class Gateway:
         if settings.access_log.enabled:
             access_log = AccessLog(settings.access_log.path, metrics, worker=index)
             sinks.append(access_log)
-        if settings.tracing.enabled:
+        if _sampling(settings) is not None:
             sinks.append(SpanSink(settings.tracing, metrics, worker=index))
         producer: EventProducer | None = None
         events: EventSink | None = None
@@ -361,6 +366,11 @@ class Gateway:
 
     async def _get_cb_stats(self, _request: web.Request) -> web.Response:
         return web.json_response(self._upstreams.breaker_stats())
+
+
+def _sampling(settings: GatewaySettings) -> Sampling | None:
+    tracing = settings.tracing
+    return effective_sampling(tracing.enabled, tracing.sample_ratio, os.environ)
 
 
 def _make(context: WorkerContext[Any, Any]) -> Gateway:

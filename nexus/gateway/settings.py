@@ -135,6 +135,10 @@ class MetricsSettings(Settings, frozen=True):
     max_address_labels: Annotated[
         int, RESTART, Meta(ge=0, description="distinct `ip` values; the rest count as `other`")
     ] = 100
+    slow_ms: Annotated[
+        int,
+        Meta(ge=1, description="longer answers count in `nexus_http_requests_slow_total` (SLO)"),
+    ] = 200
 
 
 class LimitSettings(Settings, frozen=True):

@@ -69,6 +69,12 @@ _GATEWAY: Final = (
         "route",
         "status_code",
     ),
+    _counter(
+        "nexus_http_requests_slow_total",
+        "Requests answered below 500, but later than `metrics.slow_ms`: what the latency objective "
+        "counts against itself, beside the answers of 500 and above.",
+        "route",
+    ),
     _histogram(
         "nexus_http_request_duration_ms",
         "First byte in to last byte out, milliseconds.",

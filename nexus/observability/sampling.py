@@ -11,7 +11,7 @@ from typing import Final
 
 from nexus.errors import ConfigError
 
-__all__ = ["Sampling", "sampling_from"]
+__all__ = ["Sampling", "effective_sampling", "sampling_from"]
 
 #: Name → (share of roots, ``None``: OTEL_TRACES_SAMPLER_ARG says it; whether a caller decides).
 _SAMPLERS: Final[dict[str, tuple[float | None, bool]]] = {
@@ -30,6 +30,24 @@ class Sampling:
 
     ratio: float
     parent_based: bool = True
+
+
+def effective_sampling(enabled: bool, ratio: float, environ: Mapping[str, str]) -> Sampling | None:
+    """As :func:`sampling_from`; ``None`` where no spans are made at all.
+
+    That is by the setting, by ``OTEL_SDK_DISABLED=true`` or by ``OTEL_TRACES_EXPORTER=none``.
+    Raises ``ConfigError`` also for an exporter that we do not have.
+    """
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    if exporter not in ("", "otlp", "none"):
+        raise ConfigError(
+            f"expected otlp or none, got {exporter!r}",
+            source="environment variable OTEL_TRACES_EXPORTER",
+        )
+    disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if not enabled or disabled or exporter == "none":
+        return None
+    return sampling_from(environ, ratio)
 
 
 def sampling_from(environ: Mapping[str, str], ratio: float) -> Sampling:

@@ -120,14 +120,16 @@ class Sampler:
     ``TraceIdRatioBased``), so every service that uses the same ratio decides alike.
     """
 
-    def __init__(self, ratio: float) -> None:
-        """``ratio``: share of root requests that are traced, 0 to 1."""
+    def __init__(self, ratio: float, parent_based: bool = True) -> None:
+        """``ratio``: share of root requests that are traced, 0 to 1; ``parent_based``: whether a
+        caller's decision is followed, or every trace is drawn alike."""
         if not 0.0 <= ratio <= 1.0:
             raise ValueError(f"ratio: expected 0 to 1, got {ratio}")
         self._bound: Final = round(ratio * 2**64)
+        self._parent_based: Final = parent_based
 
     def decide(self, trace_id: str, parent_sampled: bool | None) -> bool:
         """Whether to trace; ``parent_sampled`` is ``None`` at a root."""
-        if parent_sampled is not None:
+        if parent_sampled is not None and self._parent_based:
             return parent_sampled
         return int(trace_id[16:], 16) < self._bound

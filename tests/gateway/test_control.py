@@ -22,6 +22,7 @@ from nexus.gateway.settings import GatewaySettings
 from nexus.gateway.upstreams import Upstreams
 from nexus.gateway.wheel import Wheel
 from nexus.observability.registry import Registry
+from nexus.observability.sampling import Sampling
 from nexus.policy.breaker import BreakerTable
 
 Start = Callable[..., GatewayProcess]
@@ -265,7 +266,7 @@ def test_trace_ids_do_not_repeat(backend: str) -> None:
     traces = importlib.import_module(f"nexus.gateway._traces_{backend}")
     request = importlib.import_module(f"nexus.gateway._request_{backend}")
     trace_ids, span_ids = set(), set()
-    for tracer in (traces.Tracer(1.0), traces.Tracer(1.0)):
+    for tracer in (traces.Tracer(Sampling(1.0)), traces.Tracer(Sampling(1.0))):
         for _ in range(500):  # many times what is drawn at once
             exchange = request.ServedRequest(None, None)
             tracer.open(exchange, None, b"")
