@@ -121,7 +121,9 @@ def _run_service(service: str, argv: Sequence[str]) -> int:
 
 def _check(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="nexus check", description=_OTHERS["check"])
-    parser.add_argument("file", type=Path, metavar="FILE", help="YAML, or services.json")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="settings or policy, YAML; or services.json"
+    )
     parser.add_argument(
         "--service",
         choices=tuple(_SERVICES),
@@ -144,6 +146,8 @@ def _check_for(file: Path, service: str | None) -> Callable[[], int]:
         tree = read_yaml(file)
         if set(tree) == {"services"}:
             return lambda: _check_services(file)
+        if "policies" in tree:
+            return lambda: _check_policy(file)
         service = _guess_service(file, set(tree))
     found = service
     return lambda: _run_service(found, ["--config", str(file), "--check"])
@@ -185,4 +189,19 @@ def _check_services(file: Path) -> int:
         return MISUSED
     for entry in entries:
         print(f"{entry.url} weight {entry.weight}")
+    return 0
+
+
+def _check_policy(file: Path) -> int:
+    from nexus.cacheproxy.policies import check_policy
+    from nexus.cacheproxy.policycommand import rule_lines
+    from nexus.cacheproxy.settings import CacheproxySettings
+
+    try:
+        book = check_policy(CacheproxySettings(policy_file=str(file)))
+    except ConfigError as error:
+        print(f"nexus check: {error}", file=sys.stderr)
+        return MISUSED
+    for line in rule_lines(book) if book is not None else ():
+        print(line)
     return 0

@@ -35,8 +35,10 @@ __all__ = [
     "decode",
     "dump",
     "keep_restart_only",
+    "line_of",
     "load",
     "needs_restart",
+    "parse_yaml",
     "read_yaml",
 ]
 
@@ -121,20 +123,52 @@ def read_yaml(file: Path) -> Tree:
         raise ConfigError(f"cannot be read: {error.strerror}", source=str(file)) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"is not UTF-8 (byte {error.start})", source=str(file)) from None
+    return parse_yaml(text, str(file))
+
+
+def parse_yaml(text: str, source: str) -> Tree:
+    """What :func:`read_yaml` does with a file's text."""
     try:
         tree = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader subclass)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{where}{error.problem or error.context}", source=str(file)) from None
+        raise ConfigError(f"{where}{error.problem or error.context}", source=source) from None
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
         # PyYAML lets a date that does not exist, or an endless nesting, out as plain errors.
-        raise ConfigError(f"not YAML: {error}", source=str(file)) from None
+        raise ConfigError(f"not YAML: {error}", source=source) from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"expected a mapping at the top, got {_kind(tree)}", source=str(file))
+        raise ConfigError(f"expected a mapping at the top, got {_kind(tree)}", source=source)
     return tree
+
+
+def line_of(text: str, path: str) -> int | None:
+    """The line, from 1, on which the setting at ``path`` (``a.b[2].c``) stands in a YAML text.
+
+    Where it is not there, the line of the innermost part that is; ``None`` for what is no YAML.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return None
+    line = None
+    for step in _steps(path):
+        if isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            if step >= len(node.value):
+                break
+            node = node.value[step]
+            line = node.start_mark.line + 1
+            continue
+        if not isinstance(node, yaml.MappingNode):
+            break
+        found = [pair for pair in node.value if pair[0].value == step]
+        if not found:
+            break
+        key, node = found[-1]
+        line = key.start_mark.line + 1
+    return line
 
 
 def dump(settings: Settings) -> str:
@@ -374,7 +408,7 @@ def _in_words(message: str, found: object, kind: object) -> str:
         return f"expected one of {', '.join(choices)}, got {found!r}{hint}"
     text = re.sub(r"^Expected", "expected", message)
     text = re.sub(r"`(\w+)`", lambda m: _WORDS.get(m[1], m[1]), text)
-    text = re.sub(r"`([^`]*)`", lambda m: m[1].replace(" | ", " or "), text)
+    text = re.sub(r"`([^`]*)`", lambda m: _either(m[1]), text)
     text = re.sub(
         r"^(\w+ )?Object missing required field (\S+)$", r"the setting \2 is required", text
     )
@@ -382,6 +416,11 @@ def _in_words(message: str, found: object, kind: object) -> str:
     if shown and text.startswith("expected"):
         text = re.sub(r", got .*$", "", text) + f", got {mask_password(repr(found))}"
     return text
+
+
+def _either(union: str) -> str:
+    """``float | null`` → ``a number or nothing``."""
+    return " or ".join(_WORDS.get(word, word) for word in union.split(" | "))
 
 
 def _kind(value: object) -> str:

@@ -60,6 +60,7 @@ COMPILED_MODULES: Final[tuple[str, ...]] = (
     "nexus.policy._balance_c",
     "nexus.policy._breaker_c",
     "nexus.policy._budget_c",
+    "nexus.policy._rules_c",
     "nexus.tracing._kernel_c",
 )
 

@@ -13,9 +13,12 @@ from nexus.cacheproxy.counts import SharedCounts, Stats
 from nexus.cacheproxy.flow import Plane
 from nexus.cacheproxy.local import LocalCommands
 from nexus.cacheproxy.metrics import Publisher
+from nexus.cacheproxy.policies import Policies, check_policy
+from nexus.cacheproxy.policycommand import PolicyCommand
 from nexus.cacheproxy.pools import Pools
 from nexus.cacheproxy.session import Session
 from nexus.cacheproxy.settings import CacheproxySettings
+from nexus.cacheproxy.statscommand import StatsCommand
 from nexus.cacheproxy.target import parse_target
 from nexus.clock import monotonic
 from nexus.errors import ConfigError
@@ -51,14 +54,18 @@ class CacheproxyApp:
         self._pools: Final = Pools(
             self._plane, target, self._stats, context.shared.dedicated, context.index
         )
+        self.policies: Final = Policies(context.shared.policy, context.index)
         self._publisher: Final = Publisher(
-            context.registry, context.metrics, self._pools, self._stats
+            context.registry, context.metrics, self._pools, self._stats, self.policies
         )
         self._pools.observe_shared = self._publisher.observe_shared
         self._pools.observe = self._publisher.observe_pinned
-        self._local: Final = LocalCommands(
-            self._pools, context.shared, context.index, self._stats, self._publisher
+        self._local: Final = LocalCommands(self._pools, context.shared, context.index, self._stats)
+        statistics = StatsCommand(
+            self._pools, context.shared, context.index, self._publisher, self.policies
         )
+        for family in (statistics, PolicyCommand(self.policies)):
+            self._local.add(family.subcommands())
         self._idle_timeout = 0.0
         self._apply(context.settings)
         self._server: asyncio.Server | None = None
@@ -72,6 +79,7 @@ class CacheproxyApp:
         self._local.max_clients = limits.max_clients
         self._pools.max_dedicated = limits.max_dedicated
         self._idle_timeout = limits.idle_timeout_seconds
+        self.policies.configure(settings)
 
     async def start(self) -> None:
         """Listen; Redis may come later."""
@@ -100,7 +108,7 @@ class CacheproxyApp:
         )
 
     async def reload(self, settings: CacheproxySettings) -> None:
-        """Apply new limits and certificates; another Redis needs a restart and is refused."""
+        """Apply new limits, policy, certificates; another Redis needs a restart and is refused."""
         if settings.redis.url != self._context.settings.redis.url:
             raise ConfigError("cannot change while running; restart", path="redis.url")
         tls = server_context(settings.tls)
@@ -134,6 +142,7 @@ class CacheproxyApp:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._plane.tick = int(monotonic())
+            self.policies.look()
             self._pools.near.tick()
             self._publisher.publish()
             if self._plane.tick != swept:
@@ -156,6 +165,7 @@ class CacheproxyApp:
 def _validate(settings: CacheproxySettings) -> None:
     parse_target(settings.redis.url)
     server_context(settings.tls)
+    check_policy(settings)
 
 
 SPEC: Final = ServiceSpec(
@@ -164,6 +174,9 @@ SPEC: Final = ServiceSpec(
     settings=CacheproxySettings,
     make_shared=lambda settings: SharedCounts(settings.workers),
     make_app=CacheproxyApp,
-    flags={"--redis": ("redis.url", "where Redis is: redis://, rediss:// or unix://")},
+    flags={
+        "--redis": ("redis.url", "where Redis is: redis://, rediss:// or unix://"),
+        "--policy": ("policy_file", "rules of the near-cache, YAML"),
+    },
     validate=_validate,
 )

@@ -6,6 +6,8 @@ import mmap
 from dataclasses import dataclass, field
 from typing import Final
 
+from nexus.cacheproxy.policies import PolicyBoard
+
 __all__ = ["SharedCounts", "Stats", "Tally"]
 
 
@@ -28,13 +30,14 @@ class Tally:
 
 
 class SharedCounts:
-    """What the limits of a cacheproxy count over all workers."""
+    """What the workers of a cacheproxy share: what limits count, and the policy's state."""
 
     def __init__(self, workers: int) -> None:
         self.workers: Final = workers
         self.clients: Final = Tally(workers)
         #: Dedicated connections to Redis, warm ones and those being opened included.
         self.dedicated: Final = Tally(workers)
+        self.policy: Final = PolicyBoard(workers)
 
     def reset(self, worker: int) -> None:
         """Forget what a crashed predecessor left in a worker's slots."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from nexus._speedups.counters import Counter
     from nexus.cacheproxy.counts import Stats
+    from nexus.cacheproxy.policies import Policies
     from nexus.cacheproxy.pools import Pools
     from nexus.observability.registry import LocalMetrics, Registry
 
@@ -31,7 +32,12 @@ class Publisher:
     """Adds what changed since the last :meth:`publish` to the worker's metrics."""
 
     def __init__(
-        self, registry: Registry, metrics: LocalMetrics, pools: Pools, stats: Stats
+        self,
+        registry: Registry,
+        metrics: LocalMetrics,
+        pools: Pools,
+        stats: Stats,
+        policies: Policies,
     ) -> None:
         self._registry: Final = registry
         self._pools: Final = pools
@@ -42,6 +48,7 @@ class Publisher:
         errors = metrics.counters("nexus_cache_errors_total")
         pins = metrics.counters("nexus_cache_pins_total")
         reconnects = metrics.counter("nexus_cache_reconnects_total")
+        reloads = metrics.counters("nexus_cache_policy_reloads_total")
         self._counters: Final[tuple[tuple[Callable[[], int], Counter], ...]] = (
             (lambda: stats.accepted, metrics.counter("nexus_cache_clients_total")),
             (lambda: stats.refused, closed.labels("max_clients")),
@@ -57,6 +64,8 @@ class Publisher:
             (lambda: stats.pins_refused, pins.labels("refused")),
             (lambda: plane.refused_commands, errors.labels("refused")),
             (lambda: plane.lost_commands, errors.labels("lost")),
+            (lambda: policies.applied, reloads.labels("applied")),
+            (lambda: policies.refused, reloads.labels("refused")),
             (lambda: plane.client_bytes_in, passed.labels("client_in")),
             (lambda: plane.client_bytes_out, passed.labels("client_out")),
             (lambda: plane.upstream_bytes_in, passed.labels("upstream_in")),
@@ -69,6 +78,8 @@ class Publisher:
         self._links: Final = {
             kind: links.labels(kind) for kind in ("shared", "shared_down", "pinned", "warm")
         }
+        self._policies: Final = policies
+        self._rules: Final = metrics.gauge("nexus_cache_policy_rules")
         clients = metrics.gauges("nexus_cache_clients")
         self._shared_clients: Final = clients.labels("shared")
         self._pinned_clients: Final = clients.labels("pinned")
@@ -93,6 +104,8 @@ class Publisher:
                 self._published[index] = value
         for row, outcome in enumerate(OUTCOMES):
             self._publish_row(outcome, self._pools.plane.table.counts(row), self._counted[row])
+        book = self._policies.current
+        self._rules.set(0 if book is None else len(book.rules))
         links = self._pools.links()
         for kind, gauge in self._links.items():
             gauge.set(links[kind])

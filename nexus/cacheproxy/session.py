@@ -437,7 +437,9 @@ class Session(Client):
             self.answer(b"+OK\r\n")
             self._close_if_quiet()
         else:
-            self.answer(self.local.run(self, args))
+            reply = self.local.run(self, args)
+            if reply is not None:
+                self.answer(reply)
         self.plane.local_commands += 1
         self._count(ANSWERED)
         return stop

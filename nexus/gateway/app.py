@@ -29,7 +29,7 @@ from nexus.gateway.auth import Authenticator, check_settings
 from nexus.gateway.blocklist import BlockList
 from nexus.gateway.clients import Clients
 from nexus.gateway.core import Core
-from nexus.gateway.discovery import ServiceEntry, ServicesFile, ServicesMemory
+from nexus.gateway.discovery import ServiceEntry, ServicesFile
 from nexus.gateway.endpoints import Endpoints, own_routes
 from nexus.gateway.events import SOURCE, EventSink
 from nexus.gateway.listening import Listening, check_listeners, more_endpoints
@@ -42,6 +42,7 @@ from nexus.gateway.traces import Tracer
 from nexus.gateway.upstreams import Upstreams
 from nexus.gateway.wheel import TICK_NS, Wheel
 from nexus.net.admin import AdminServer, start_admin
+from nexus.net.filememory import FileMemory
 from nexus.net.kafka import check_settings as check_kafka
 from nexus.net.producer import EventProducer
 from nexus.net.service import ServiceSpec, WorkerContext
@@ -82,7 +83,7 @@ class Shared:
     breakers: BreakerTable
     telemetry: TelemetryMemory | None
     #: The upstream list in force, for a worker that starts while the file is broken.
-    services: ServicesMemory
+    services: FileMemory
 
 
 def make_shared(settings: GatewaySettings) -> Shared:
@@ -91,7 +92,7 @@ def make_shared(settings: GatewaySettings) -> Shared:
     while sets * BUCKETS_PER_SET < settings.rate_limit.max_addresses:
         sets *= 2
     entries = settings.telemetry_entries
-    services = ServicesMemory(settings.workers)
+    services = FileMemory(settings.workers)
     file = ServicesFile(settings.services_file)
     file.read()
     services.write(file.good, monotonic_ns())

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import mmap
 import re
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -26,6 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from nexus.errors import ConfigError
+from nexus.net.filememory import MAX_FILE_BYTES, FileMemory
 from nexus.settings import Settings, decode
 
 __all__ = [
@@ -34,7 +32,6 @@ __all__ = [
     "Changes",
     "ServiceEntry",
     "ServicesFile",
-    "ServicesMemory",
     "diff",
     "normalise_url",
 ]
@@ -43,11 +40,6 @@ logger = logging.getLogger("nexus.gateway.discovery")
 
 #: Least-conn looks at every server for every request, and each has a pool and a breaker.
 MAX_SERVICES: Final = 256
-#: 256 entries of the longest host name are 80 KiB.
-_MAX_FILE_BYTES: Final = 1 << 20
-#: Of one copy in shared memory: when it was written, nanoseconds of the monotonic clock; bytes;
-#: CRC-32 of time and content.
-_COPY: Final = struct.Struct("<QII")
 #: Where routes lead to that name no other group.
 DEFAULT_GROUP: Final = "default"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -79,52 +71,6 @@ class Changes(NamedTuple):
     reweighted: tuple[ServiceEntry, ...]
 
 
-class ServicesMemory:
-    """The file as each of ``workers`` last put it to use; made before the fork, over shared memory.
-
-    A worker writes two copies in turn, its own, so whoever dies while writing leaves the other one.
-    Pages that nobody wrote take no memory.
-    """
-
-    __slots__ = ("_map", "_size")
-
-    def __init__(self, workers: int) -> None:
-        # Whole pages: copies share none.
-        self._size: Final = -(-(_COPY.size + _MAX_FILE_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
-        # One more writer: whoever makes this, before the first worker.
-        self._map: Final = mmap.mmap(-1, 2 * (workers + 1) * self._size)
-
-    def write(self, content: bytes, now_ns: int, worker: int = -1) -> None:
-        """``worker`` (-1: none yet) has put this content of the file to use."""
-        first = 2 * (worker + 1)
-        copies = (self._read(first), self._read(first + 1))
-        # The older one is overwritten, or the one that is not whole.
-        times = [copy[0] if copy is not None else -1 for copy in copies]
-        at = (first + times.index(min(times))) * self._size
-        start = at + _COPY.size
-        self._map[start : start + len(content)] = content
-        _COPY.pack_into(self._map, at, now_ns, len(content), _checksum(now_ns, content))
-
-    def newest(self) -> bytes | None:
-        """What any worker put to use last; ``None`` before the first did."""
-        copies = (self._read(copy) for copy in range(len(self._map) // self._size))
-        found = max((copy for copy in copies if copy is not None), default=None)
-        return None if found is None else found[1]
-
-    def _read(self, copy: int) -> tuple[int, bytes] | None:
-        """Time and content; ``None`` where there is nothing, or half of it."""
-        at = copy * self._size
-        now_ns, size, checksum = _COPY.unpack_from(self._map, at)
-        if not 0 < size <= _MAX_FILE_BYTES:
-            return None
-        content = self._map[at + _COPY.size : at + _COPY.size + size]
-        return (now_ns, content) if _checksum(now_ns, content) == checksum else None
-
-
-def _checksum(now_ns: int, content: bytes) -> int:
-    return zlib.crc32(content, zlib.crc32(now_ns.to_bytes(8, "little")))
-
-
 class ServicesFile:
     """The file at ``path``; one per worker."""
 
@@ -153,7 +99,7 @@ class ServicesFile:
         self._good = content
         return self._services
 
-    def recover(self, memory: ServicesMemory) -> tuple[ServiceEntry, ...]:
+    def recover(self, memory: FileMemory) -> tuple[ServiceEntry, ...]:
         """:meth:`read`, but for a file that broke after the service had started: the list that the
         other workers serve. Raises ``ConfigError`` where there is none."""
         try:
@@ -218,11 +164,11 @@ class ServicesFile:
     def _load(self) -> bytes:
         try:
             with self._path.open("rb") as file:
-                content = file.read(_MAX_FILE_BYTES + 1)
+                content = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}", source=str(self._path)) from None
-        if len(content) > _MAX_FILE_BYTES:
-            raise ConfigError(f"is larger than {_MAX_FILE_BYTES} bytes", source=str(self._path))
+        if len(content) > MAX_FILE_BYTES:
+            raise ConfigError(f"is larger than {MAX_FILE_BYTES} bytes", source=str(self._path))
         return content
 
     def _parse(self, content: bytes) -> tuple[ServiceEntry, ...]:

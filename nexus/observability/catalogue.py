@@ -186,6 +186,12 @@ _CACHEPROXY: Final = (
     ),
     _counter("nexus_cache_reconnects_total", "Shared connections that were opened again."),
     _counter(
+        "nexus_cache_policy_reloads_total",
+        "Changes of the policy file in each worker, by result: applied, refused (broken).",
+        "result",
+    ),
+    _gauge("nexus_cache_policy_rules", "Rules in force; 0: none, or switched off.", over="max"),
+    _counter(
         "nexus_cache_retired_connections_total",
         "Shared connections left to one client, which reads a big reply slowly.",
     ),

@@ -17,10 +17,10 @@ from nexus.gateway.discovery import (
     MAX_SERVICES,
     ServiceEntry,
     ServicesFile,
-    ServicesMemory,
     diff,
     normalise_url,
 )
+from nexus.net.filememory import FileMemory
 
 A, B = "http://127.0.0.1:3001", "http://127.0.0.1:3002"
 
@@ -221,7 +221,7 @@ def test_diff() -> None:
 
 
 def test_memory_gives_what_any_worker_put_to_use_last() -> None:
-    memory = ServicesMemory(2)
+    memory = FileMemory(2)
     assert memory.newest() is None
     memory.write(b"at the start", 1)
     assert memory.newest() == b"at the start"
@@ -232,7 +232,7 @@ def test_memory_gives_what_any_worker_put_to_use_last() -> None:
 
 @pytest.mark.parametrize("at", [0, 8, 12, 16, 40])
 def test_memory_survives_a_writer_that_dies_while_writing(at: int) -> None:
-    memory = ServicesMemory(1)
+    memory = FileMemory(1)
     memory.write(b"x" * 64, 1, 0)
     memory.write(b"y" * 64, 2, 0)
     place = memory._map.find(b"y" * 64) - 16 + at
@@ -246,7 +246,7 @@ def test_memory_survives_a_writer_that_dies_while_writing(at: int) -> None:
 
 
 def test_recovery_needs_something_to_recover(path: Path) -> None:
-    memory = ServicesMemory(1)
+    memory = FileMemory(1)
     path.write_text("{")
     with pytest.raises(ConfigError, match="not JSON"):
         ServicesFile(path).recover(memory)
@@ -254,7 +254,7 @@ def test_recovery_needs_something_to_recover(path: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["{", None])
 def test_recovery_reports_once_and_goes_on_polling(path: Path, broken: str | None) -> None:
-    memory = ServicesMemory(1)
+    memory = FileMemory(1)
     memory.write(b'{"services": [{"url": "http://a"}]}', 1)
     if broken is not None:
         path.write_text(broken)
@@ -268,7 +268,7 @@ def test_recovery_reports_once_and_goes_on_polling(path: Path, broken: str | Non
 
 
 def test_memory_holds_the_largest_file() -> None:
-    memory = ServicesMemory(1)
+    memory = FileMemory(1)
     content = b"{}" + b" " * ((1 << 20) - 2)
     for now in range(4):
         memory.write(content, now, now % 2 - 1)
