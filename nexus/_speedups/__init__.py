@@ -43,6 +43,7 @@ COMPILED_MODULES: Final[tuple[str, ...]] = (
     "nexus.gateway._completed_c",
     "nexus.gateway._compose_c",
     "nexus.gateway._core_c",
+    "nexus.gateway._envelope_c",
     "nexus.gateway._exchange_c",
     "nexus.gateway._outlet_c",
     "nexus.gateway._phases_c",

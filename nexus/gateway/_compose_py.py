@@ -11,12 +11,12 @@ from typing import Final
 
 import cython  # type: ignore[import-untyped]
 
-from nexus.gateway.envelope import is_wrappable
 from nexus.gateway.transforms import TransformError
 from nexus.wire.http1 import FRAMING, HOP, LOCATION_CATEGORY, OURS, REPRESENTATION, field
 
 if not cython.compiled:
     from nexus._speedups._http1_py import RequestHead, ResponseHead
+    from nexus.gateway._envelope_py import is_wrappable
     from nexus.gateway._request_py import ServedRequest
     from nexus.gateway._routes_py import Route
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import cython  # type: ignore[import-untyped]
 
-from nexus.gateway.envelope import PREFIX, suffix
+from nexus.gateway.envelope import PREFIX
 from nexus.gateway.transforms import TransformError
 from nexus.policy.retry import RETRIABLE_STATUS, Failure
 from nexus.wire.http1 import LAST_CHUNK, chunk, field
@@ -30,6 +30,7 @@ if not cython.compiled:
         request_fields,
         response_fields,
     )
+    from nexus.gateway._envelope_py import suffix
     from nexus.gateway._request_py import (
         COLLECTING,
         DONE,

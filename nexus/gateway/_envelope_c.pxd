@@ -1,0 +1,5 @@
+cdef object _JSON
+
+
+cpdef bytes suffix(bytes request_id, bytes stamp)
+cpdef bint is_wrappable(int status, bytes content_type, bytes content_encoding, bytes cache_control) except -1
