@@ -25,18 +25,16 @@ from aiohttp import web
 
 from nexus._speedups.buckets import BucketTable
 from nexus.errors import ConfigError
-from nexus.gateway.auth import check_settings
-from nexus.gateway.authservice import AuthService
+from nexus.gateway.auth import Authenticator, check_settings
 from nexus.gateway.blocklist import BlockList
 from nexus.gateway.clients import Clients
-from nexus.gateway.clusterlimits import ClusterLimits
 from nexus.gateway.core import Core
 from nexus.gateway.discovery import ServiceEntry, ServicesFile
 from nexus.gateway.endpoints import Endpoints, own_routes
 from nexus.gateway.events import SOURCE, EventSink
-from nexus.gateway.limits import build_limits
 from nexus.gateway.listening import Listening, check_listeners, more_endpoints
 from nexus.gateway.phases import Phases
+from nexus.gateway.providers import Providers
 from nexus.gateway.routetable import build_router, groups_of
 from nexus.gateway.session import Session
 from nexus.gateway.settings import GatewaySettings
@@ -56,7 +54,6 @@ from nexus.observability.sampling import Sampling, effective_sampling
 from nexus.observability.telemetry import Telemetry, TelemetryMemory
 from nexus.observability.tracing import SpanSink
 from nexus.policy.breaker import BreakerTable
-from nexus.policy.networks import NetworkRules
 from nexus.policy.ratelimit import RateLimit
 from nexus.policy.retry import RetryBudget
 
@@ -70,6 +67,8 @@ BREAKER_SLOTS: Final = 256
 BUCKETS_PER_SET: Final = 8
 #: Seconds that the sinks get to write what they hold when a worker ends.
 FLUSH_SECONDS: Final = 3.0
+#: Seconds that a start waits for the keys of token providers.
+_KEYS_SECONDS: Final = 2.0
 #: Seconds between the end of serving and the end of accepting.
 _LAST_ACCEPTS_SECONDS: Final = 0.01
 
@@ -129,7 +128,6 @@ def validate(settings: GatewaySettings) -> None:
     check_kafka(settings.kafka)
     if _sampling(settings) is not None:
         resolve(settings.tracing, os.environ)
-    NetworkRules(settings.networks.allow, settings.networks.deny)
     limit = settings.rate_limit
     try:
         RateLimit(limit.capacity, limit.refill_per_second)
@@ -152,16 +150,14 @@ class Gateway:
             settings, shared.breakers, context.index, self._wheel, context.metrics, rng
         )
         self._core.balancers = self._upstreams.balancers
-        self._auth: Final = AuthService(context.metrics, rng)
+        self._providers: Final = Providers(context.metrics, rng)
         self._sessions: Final[set[Session]] = set()
         self._telemetry: Final = (
             Telemetry(settings.telemetry_entries, memory=shared.telemetry, worker=context.index)
             if shared.telemetry is not None
             else None
         )
-        self._endpoints: Final = Endpoints(
-            context, self._upstreams, self._telemetry, self._auth.endpoints
-        )
+        self._endpoints: Final = Endpoints(context, self._upstreams, self._telemetry)
         self._services = ServicesFile(settings.services_file)
         self._listening: Final = Listening(
             context.listeners,
@@ -169,7 +165,6 @@ class Gateway:
             context.metrics,
         )
         self._admin: AdminServer | None = None
-        self._cluster_limits: ClusterLimits | None = None
         self._producer: EventProducer | None = None
         self._access_log: AccessLog | None = None
         self._tasks: Final[list[asyncio.Task[None]]] = []
@@ -189,11 +184,11 @@ class Gateway:
         self._use(self._services.recover(context.shared.services))
         self._reloads.labels("broken").inc(self._services.failures)
         await self._start_recorder(settings)
-        await self._auth.ready()
+        # Whoever is ready can check tokens; a provider that is away does not keep us from serving.
+        await self._providers.ready(_KEYS_SECONDS)
         self._tick(loop)
         await self._listening.open(settings)
         self._tasks.append(loop.create_task(self._listening.watch(lambda: self._context.settings)))
-        self._share_limits(settings)
         if settings.block_list.enabled:
             blocks = BlockList(settings.redis, context.metrics, self._is_trusted)
             self._phases.blocked = blocks.blocked
@@ -211,7 +206,6 @@ class Gateway:
         entries = services.read()
         await self._listening.reopen(self._context.settings, settings)
         await self._reload_recorder(settings)
-        self._share_limits(settings)
         self._apply(settings)
         self._upstreams.configure(settings)
         self._services = services
@@ -246,7 +240,7 @@ class Gateway:
             await self._core.recorder.stop(FLUSH_SECONDS)
         if self._producer is not None:
             await self._producer.stop(FLUSH_SECONDS)
-        await self._auth.close()
+        await self._providers.close()
         self._upstreams.close()
         if self._ticker is not None:
             self._ticker.cancel()
@@ -256,8 +250,13 @@ class Gateway:
     def _apply(self, settings: GatewaySettings) -> None:
         """Resolve settings into the objects of the request path."""
         core, phases = self._core, self._phases
+        metrics = self._context.metrics if settings.metrics.enabled else None
         router = build_router(settings, self._endpoints.routes())
-        authenticator = self._auth.apply(settings)
+        # A new one: tokens of a client that is gone must not be known any more.
+        providers = self._providers.apply(settings.auth.providers if settings.auth.enabled else ())
+        authenticator: Authenticator | None = None
+        if settings.auth.enabled:
+            authenticator = Authenticator(settings.auth, metrics, providers)
         clients = Clients(settings.trusted_proxies)
         limit = settings.rate_limit
         core.apply(settings)
@@ -270,28 +269,11 @@ class Gateway:
         core.tracer = Tracer(_sampling(settings))
         phases.clients = clients
         phases.authenticator = authenticator
+        self._endpoints.authenticator = authenticator
         phases.set_limit(
             RateLimit(limit.capacity, limit.refill_per_second) if limit.enabled else None
         )
-        phases.limits = build_limits([("rate_limits", settings.rate_limits)])
-        phases.limiter.announce = settings.rate_limit.headers == "always"
-        networks = NetworkRules(settings.networks.allow, settings.networks.deny)
-        phases.denied = networks.denied if networks else None
-        if self._cluster_limits is not None:
-            self._cluster_limits.settings = settings.cluster_limits
         phases.router = router
-
-    def _share_limits(self, settings: GatewaySettings) -> None:
-        """Redis is used from the first configuration on that has a limit of scope cluster."""
-        rules = [*settings.rate_limits, *(r for one in settings.routes for r in one.rate_limits)]
-        if self._cluster_limits is not None or all(rule.scope != "cluster" for rule in rules):
-            return
-        limiter = self._phases.limiter
-        limits = ClusterLimits(
-            settings.redis, settings.cluster_limits, self._context.metrics, limiter.take
-        )
-        limiter.shared = self._cluster_limits = limits
-        self._tasks.append(asyncio.get_running_loop().create_task(limits.run()))
 
     async def _start_recorder(self, settings: GatewaySettings) -> None:
         metrics, index = self._context.metrics, self._context.index

@@ -24,10 +24,7 @@ REASONS: Final[dict[str, tuple[int, str]]] = {
     "client_disconnected": (499, "the client closed before the response was complete"),
     # Policies
     "blocked": (403, "the client's address is on the block list"),
-    "denied_network": (403, "`networks` keeps the client's address out"),
     "rate_limited": (429, "the client's address has used up its bucket"),
-    "limit_exceeded": (429, "a limit of `rate_limits`, named in the message, is used up"),
-    "limit_unavailable": (503, "Redis is away, and the limit has `on_redis_failure: closed`"),
     "no_route": (404, "no route has this path"),
     "method_not_allowed": (405, "the route has this path, but not for this method"),
     "insufficient_scope": (403, "the token lacks a scope that the route asks for"),
@@ -36,23 +33,14 @@ REASONS: Final[dict[str, tuple[int, str]]] = {
     "cors_method": (403, "a preflight for a method that `cors.methods` does not name"),
     "cors_headers": (403, "a preflight for a header that `cors.headers` does not name"),
     "bad_transform": (400, "a value for a header of `request.headers` holds a control character"),
-    # POST /auth/token, /auth/refresh, /auth/revoke
+    # POST /auth/token
     "auth_disabled": (
         404,
         "`auth.enabled` is false, or `auth.jwt_secret` is empty",
     ),
     "bad_json": (400, "the body is not a JSON object"),
-    "missing_field": (400, "`client_id`, `client_secret`, `refresh_token` or `token` is missing"),
-    "bad_field": (400, "one of them, or `scope`, is not text, or empty"),
-    "refresh_disabled": (404, "`auth.refresh.enabled` is false"),
-    "bad_refresh_token": (401, "the refresh token was not made here"),
-    "refresh_reused": (401, "the refresh token was used before, so its whole session was revoked"),
-    "session_ended": (
-        401,
-        "the session is over, or its client's rights have changed",
-    ),
-    "sessions_unavailable": (503, "Redis is away, which keeps sessions and the denylist"),
-    "auth_busy": (503, "too many answers of `/auth/…` are under way"),
+    "missing_field": (400, "`client_id` or `client_secret` is missing"),
+    "bad_field": (400, "`client_id` or `client_secret` is not text, or empty"),
     "bad_credentials": (401, "no such client, or a wrong secret"),
     "bad_scope": (400, "the client asks for a scope that it does not have"),
     # Tokens

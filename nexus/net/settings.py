@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from nexus.settings import RESTART, Settings
 
 __all__ = [
-    "REDIS_FORM",
-    "REDIS_PATTERN",
     "DialTlsSettings",
     "KafkaSettings",
     "ListenTlsSettings",
@@ -21,10 +19,6 @@ __all__ = [
     "RedisSettings",
     "ServiceSettings",
 ]
-
-#: What a Redis URL begins with, and the same for people.
-REDIS_PATTERN: Final = r"^(rediss?|unix)://"
-REDIS_FORM: Final = "redis://[user:password@]host:port[/db], rediss://… or unix:///path"
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
@@ -47,8 +41,7 @@ class RedisSettings(Settings, frozen=True):
     url: Annotated[
         str,
         Meta(
-            pattern=REDIS_PATTERN,
-            extra={"form": REDIS_FORM},
+            pattern=r"^(rediss?|unix)://",
             description="`redis://[user:password@]host:port[/db]`, `rediss://…` or `unix:///path`",
         ),
     ] = "redis://127.0.0.1:6379/0"
@@ -124,12 +117,7 @@ class ListenerSettings(Settings, frozen=True):
     port: Annotated[Port, Meta(description="port; 0: a free one, which the log names")] = 0
     unix: Annotated[str, Meta(description="path of a unix socket, in place of host and port")] = ""
     unix_mode: Annotated[
-        str,
-        Meta(
-            pattern="^0?[0-7]{3}$",
-            extra={"form": "three octal digits"},
-            description="permissions of the unix socket, octal",
-        ),
+        str, Meta(pattern="^0?[0-7]{3}$", description="permissions of the unix socket, octal")
     ] = "660"
     tls: ListenTlsSettings = ListenTlsSettings()
     proxy_protocol: ProxyProtocolSettings = ProxyProtocolSettings()

@@ -96,21 +96,6 @@ _GATEWAY: Final = (
         max_series=100,
     ),
     _counter(
-        "nexus_rate_limit_refusals_total",
-        "Requests refused by a limit of `rate_limits`, by its name.",
-        "limit",
-    ),
-    _counter(
-        "nexus_rate_limit_shadow_total",
-        "Requests that a limit in shadow mode would have refused, by its name.",
-        "limit",
-    ),
-    _counter(
-        "nexus_rate_limit_cluster_total",
-        "Tokens granted by Redis, requests refused by it, and requests decided without it.",
-        "result",
-    ),
-    _counter(
         "nexus_rate_limit_evictions_total",
         "Live buckets overwritten because their set of the shared table was full.",
     ),
@@ -155,9 +140,7 @@ _GATEWAY: Final = (
     ),
     _gauge("nexus_block_list_entries", "Blocked subjects a worker enforces.", over="max"),
     _gauge("nexus_block_list_connected", "1 while the block list is heard.", over="max"),
-    _counter("nexus_auth_tokens_total", "Answers of POST /auth/…, by result.", "result"),
-    _gauge("nexus_auth_denylist_entries", "Revoked tokens a worker refuses.", over="max"),
-    _gauge("nexus_auth_denylist_connected", "1 while the denylist is heard.", over="max"),
+    _counter("nexus_auth_tokens_total", "Answers of POST /auth/token, by result.", "result"),
     _counter("nexus_auth_cache_total", "Lookups in the verified-token cache.", "result"),
     _counter(
         "nexus_auth_key_fetches_total",

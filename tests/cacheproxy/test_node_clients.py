@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.requirements import missing
+
+from tests.conftest import missing
 
 from .proxy import Proxy
 
