@@ -45,6 +45,7 @@ COMPILED_MODULES: Final[tuple[str, ...]] = (
     "nexus.gateway._core_c",
     "nexus.gateway._envelope_c",
     "nexus.gateway._exchange_c",
+    "nexus.gateway._limits_c",
     "nexus.gateway._outlet_c",
     "nexus.gateway._phases_c",
     "nexus.gateway._pool_c",

@@ -66,6 +66,8 @@ cdef class NearTable:
     cdef public int64_t evictions
     cdef public int64_t expired
     cdef public double ripe
+    cdef readonly Py_ssize_t key_begin
+    cdef readonly Py_ssize_t key_stop
     cdef readonly uint64_t seed
     cdef uint64_t _token
     cdef Entry** _table                  # by request
@@ -93,6 +95,7 @@ cdef class NearTable:
         self, int space, int number, bytes request, uint64_t token, bytes reply, double expiry,
         int64_t seq
     ) except -1
+    cpdef object locate(self, bytearray data, Py_ssize_t begin, Py_ssize_t stop)
     cpdef int64_t note(
         self, Notes notes, int kind, int64_t seq, CommandTable table, int number, int64_t argc,
         bytearray data, Py_ssize_t begin, Py_ssize_t stop
@@ -106,3 +109,13 @@ cdef class NearTable:
     cdef void _link(self, Entry* entry) noexcept
     cdef void _evict(self) noexcept
     cdef void _remove(self, Entry* entry) noexcept
+
+
+cdef class Rate:
+    cdef readonly double window              # seconds
+    cdef double _since                       # seconds
+    cdef size_t _mask
+    cdef uint8_t* _now                       # ROWS_OF_RATE × (mask + 1) counters
+    cdef uint8_t* _before
+    cdef uint64_t _seed
+    cpdef int touch(self, bytearray data, Py_ssize_t begin, Py_ssize_t stop, double now) except -1

@@ -9,7 +9,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from nexus._speedups._respscan_c cimport CommandTable
 
@@ -54,7 +54,7 @@ cdef extern from *:
     """
     uint64_t near_hash(const unsigned char* data, size_t size, uint64_t seed) nogil
 
-__all__ = ["NearTable", "Notes"]
+__all__ = ["NearTable", "Notes", "Rate"]
 
 cdef int64_t NEVER = <int64_t>1 << 62
 cdef enum:
@@ -62,6 +62,7 @@ cdef enum:
     LARGEST = 8
     FIRST_BUCKETS = 1024
     FIRST_NOTES = 64
+    ROWS_OF_RATE = 4
 
 
 cdef class Notes:
@@ -330,6 +331,17 @@ cdef class NearTable:
             self._evict()
         return COMMITTED
 
+    cpdef object locate(self, bytearray data, Py_ssize_t begin, Py_ssize_t stop):
+        cdef Py_ssize_t payload = 0
+        cdef int64_t size
+        if data is None or not 0 <= begin <= stop <= PyByteArray_GET_SIZE(data):
+            raise ValueError(f"[{begin}:{stop}] is not within {len(data or b'')} bytes")
+        size = _size_of(<const unsigned char*>PyByteArray_AS_STRING(data), begin, stop, &payload)
+        if size < 0:
+            raise RespError("Protocol error: a request without a key")
+        self.key_begin = payload
+        self.key_stop = payload + size
+
     cpdef int64_t note(
         self, Notes notes, int kind, int64_t seq, CommandTable table, int number, int64_t argc,
         bytearray data, Py_ssize_t begin, Py_ssize_t stop
@@ -557,3 +569,58 @@ cdef class NearTable:
         else:
             entry.older.newer = entry.newer
         free(entry)
+
+
+cdef class Rate:
+    """How often keys were read lately; see the Python twin. A count-min sketch, conservative."""
+
+    def __cinit__(self, double window, size_t counters=1 << 18):
+        cdef size_t size = 1024
+        while size < counters:
+            size *= 2
+        self._mask = size - 1
+        self._now = <uint8_t*>calloc(ROWS_OF_RATE, size)
+        self._before = <uint8_t*>calloc(ROWS_OF_RATE, size)
+        if self._now is NULL or self._before is NULL:
+            raise MemoryError
+        self.window = window
+        self._seed = int.from_bytes(os.urandom(8), "little")
+
+    def __dealloc__(self):
+        free(self._now)
+        free(self._before)
+
+    cpdef int touch(self, bytearray data, Py_ssize_t begin, Py_ssize_t stop, double now) except -1:
+        cdef uint64_t hashed, step
+        cdef size_t width = self._mask + 1
+        cdef size_t slots[ROWS_OF_RATE]
+        cdef uint8_t* other
+        cdef int row, lowest = 255, before = 255
+        if data is None or not 0 <= begin <= stop <= PyByteArray_GET_SIZE(data):
+            raise ValueError(f"[{begin}:{stop}] is not within {len(data or b'')} bytes")
+        hashed = near_hash(
+            <const unsigned char*>PyByteArray_AS_STRING(data) + begin, stop - begin, self._seed
+        )
+        step = (hashed >> 32) | 1
+        if now - self._since >= self.window:
+            other = self._before
+            self._before = self._now
+            self._now = other
+            memset(self._now, 0, ROWS_OF_RATE * width)
+            if now - self._since < 2 * self.window:
+                self._since += self.window
+            else:
+                memset(self._before, 0, ROWS_OF_RATE * width)
+                self._since = now
+        for row in range(ROWS_OF_RATE):
+            slots[row] = row * width + <size_t>((hashed + row * step) & self._mask)
+            if self._now[slots[row]] < lowest:
+                lowest = self._now[slots[row]]
+            if self._before[slots[row]] < before:
+                before = self._before[slots[row]]
+        if lowest < 255:
+            lowest += 1
+            for row in range(ROWS_OF_RATE):
+                if self._now[slots[row]] < lowest:
+                    self._now[slots[row]] = lowest
+        return lowest + <int>(before * (1.0 - (now - self._since) / self.window))

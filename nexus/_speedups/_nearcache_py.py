@@ -10,7 +10,7 @@ from nexus.errors import RespError
 if TYPE_CHECKING:
     from nexus._speedups._respscan_py import CommandTable
 
-__all__ = ["NearTable", "Notes"]
+__all__ = ["NearTable", "Notes", "Rate"]
 
 MISS: Final = 0
 HIT: Final = 1
@@ -127,6 +127,9 @@ class NearTable:
         self.expired = 0
         #: Set by ``probe`` at HIT and LATE: the earliest fence that the entry accepts.
         self.ripe = 0.0
+        #: Set by ``locate``.
+        self.key_begin = 0
+        self.key_stop = 0
         self.seed = seed
         self._token = 0
         self._table: dict[_Name, _Entry] = {}
@@ -273,6 +276,14 @@ class NearTable:
         while self.bytes > self.max_bytes and self.entries > 1:
             self._evict()
         return COMMITTED
+
+    def locate(self, data: bytearray, begin: int, stop: int) -> None:
+        """Find the key, the first of the arguments ``data[begin:stop]``. Raises ``RespError``."""
+        if not 0 <= begin <= stop <= len(data):
+            raise ValueError(f"[{begin}:{stop}] is not within {len(data)} bytes")
+        self.key_begin, self.key_stop = _bulk(data, begin, stop)
+        if self.key_begin < 0:
+            raise RespError("Protocol error: a request without a key")
 
     # -- what changes keys
 
@@ -434,3 +445,35 @@ class NearTable:
             self._oldest = entry.newer
         else:
             entry.older.newer = entry.newer
+
+
+class Rate:
+    """How often keys were read lately: what is worth keeping.
+
+    Counts of this window and of the last one, of which the part that still is in the window counts.
+    Memory is bounded: a count is never too low, and too high only where there are more keys in the
+    window than ``counters``.
+    """
+
+    def __init__(self, window: float, counters: int = 1 << 18) -> None:
+        self.window = window
+        self._counters = counters
+        self._since = 0.0
+        self._now: dict[bytes, int] = {}
+        self._before: dict[bytes, int] = {}
+
+    def touch(self, data: bytearray, begin: int, stop: int, now: float) -> int:
+        """Count one read of the key ``data[begin:stop]``; its reads in the window that ends now."""
+        if not 0 <= begin <= stop <= len(data):
+            raise ValueError(f"[{begin}:{stop}] is not within {len(data)} bytes")
+        if now - self._since >= self.window:
+            fresh = now - self._since < 2 * self.window
+            self._before = self._now if fresh else {}
+            self._now = {}
+            self._since = self._since + self.window if fresh else now
+        key = bytes(data[begin:stop])
+        count = min(self._now.get(key, 0) + 1, 255)
+        if len(self._now) < self._counters or key in self._now:
+            self._now[key] = count
+        part = 1.0 - (now - self._since) / self.window
+        return count + int(self._before.get(key, 0) * part)

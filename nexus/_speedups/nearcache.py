@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Final
 from nexus._speedups import BACKEND
 
 if TYPE_CHECKING or BACKEND == "pure":
-    from nexus._speedups._nearcache_py import NearTable, Notes
+    from nexus._speedups._nearcache_py import NearTable, Notes, Rate
 else:
-    from nexus._speedups._nearcache_c import NearTable, Notes
+    from nexus._speedups._nearcache_c import NearTable, Notes, Rate
 
 __all__ = [
     "BUSY",
@@ -43,6 +43,7 @@ __all__ = [
     "WRITE",
     "NearTable",
     "Notes",
+    "Rate",
 ]
 
 #: Answers of ``NearTable.probe``: nothing known; the reply is in ``buffer``; a fill is on its way;

@@ -9,6 +9,7 @@ from nexus._speedups._nearcache_c cimport (
 )
 from nexus._speedups._respscan_c cimport CommandScanner, cut
 from nexus.cacheproxy._flow_c cimport HELD, Client, Link, Near
+from nexus.policy._rules_c cimport Matcher, Rule
 from nexus.cacheproxy._tracking_c cimport Core, Flight, Reading, Source
 
 cdef int MORE
@@ -21,6 +22,8 @@ cdef int FLUSHES
 cdef int FORWARDED
 cdef int HITS
 cdef int JOINED
+cdef int HOT
+cdef int ALWAYS
 
 
 cdef class Partition(Near):
@@ -74,12 +77,17 @@ cdef class Partition(Near):
     ) except -1
     cdef bint _overdue(self, Source source, double now) except -1
     @cython.locals(
-        core=Core, source=Source, scanner=CommandScanner, begin=Py_ssize_t, line=Py_ssize_t,
-        admit=bint, together=bint, flight=Flight,
+        core=Core, source=Source, scanner=CommandScanner, table=NearTable, begin=Py_ssize_t,
+        number=int, near=int, reads=int, hot=bint, together=bint, rule=Rule, matcher=Matcher,
     )
     cdef bint _miss(
         self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop, double now,
         bint alone, bint free
+    ) except -1
+    @cython.locals(core=Core, scanner=CommandScanner, number=int, flight=Flight)
+    cdef bint _ask(
+        self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop, double now,
+        bint alone, bint together, Rule rule, bint admit
     ) except -1
     @cython.locals(scanner=CommandScanner)
     cdef Reading _hold(

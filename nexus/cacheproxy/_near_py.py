@@ -56,6 +56,10 @@ FORWARDED = 0
 HITS = 4
 JOINED = 5
 
+# When a rule keeps replies; see nexus/policy/rules.py.
+HOT = 1
+ALWAYS = 2
+
 
 class Partition(Near):
     """The clients of one shared link: one Redis user, db and protocol version."""
@@ -281,8 +285,7 @@ class Partition(Near):
         if code != MISS:
             return False
         core.misses += 1
-        rules = core.rules
-        if rules is None:
+        if core.matchers is None:
             return False
         return self._miss(client, data, position, stop, now, alone, free)
 
@@ -293,28 +296,51 @@ class Partition(Near):
         self, client: Client, data: bytearray, position: int, stop: int, now: float, alone: bool,
         free: bool,
     ) -> bool:  # fmt: skip
+        """A read that nothing is known of: ask for it, or let it go its way."""
         core = self.core
         source = self.source
         scanner = client.scanner
-        begin = position + scanner.name_end
-        request = cut(data, begin, stop)
-        line = request.index(b"\r\n")
-        key = request[line + 2 : line + 2 + int(request[1:line])]
-        rule = core.rules.rule(scanner.number, key)
-        if rule is None or b"WITHSCORE" in request.upper():
+        number = scanner.number
+        matcher = core.matchers[number]
+        if matcher is None:
             return False
+        begin = position + scanner.name_end
+        table = self.table
+        table.locate(data, begin, stop)
+        rule = matcher.only
+        if rule is None:
+            rule = matcher.find(cut(data, table.key_begin, table.key_stop))
+        if rule is None or not rule.enabled:
+            return False
+        near = rule.near
+        hot = near == ALWAYS
+        if near == HOT:
+            reads = core.rate.touch(data, table.key_begin, table.key_stop, now)
+            hot = reads >= rule.hot_threshold
         if source is None or not source.up:
             return False
-        admit = core.rules.admits(rule, key, now)
-        if admit and core.refused:
-            until = core.refused.get((self.space, scanner.number, request))
-            admit = until is None or until < now
         together = free and core.singleflight
+        if not hot and not (together and alone):
+            return False
+        return self._ask(client, data, position, stop, now, alone, together, rule, hot)
+
+    def _ask(
+        self, client: Client, data: bytearray, position: int, stop: int, now: float, alone: bool,
+        together: bool, rule: Any, admit: bool,
+    ) -> bool:  # fmt: skip
+        core = self.core
+        scanner = client.scanner
+        number = scanner.number
+        request = cut(data, position + scanner.name_end, stop)
+        admit = admit and core.keeping and b"WITHSCORE" not in request.upper()
+        if admit and core.refused:
+            until = core.refused.get((self.space, number, request))
+            admit = until is None or until < now
         if not admit and not (together and alone and core.spare()):
             return False
         raw = bytearray(cut(data, position, stop))
-        flight: Flight = source.fly(self, scanner.number, raw, scanner.name_end, rule, admit, now)
-        if not (together and (alone or rule.always)):
+        flight: Flight = self.source.fly(self, number, raw, scanner.name_end, rule, admit, now)
+        if not (together and (alone or rule.near == ALWAYS)):
             return False
         flight.join(self._hold(client, data, position, stop, now), now)
         return True

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t
 cimport cython
 
 from nexus._speedups._nearcache_c cimport (
-    CHANGED, COMMITTED, HIT, LATE, PENDING, READ, NearTable
+    CHANGED, COMMITTED, HIT, LATE, PENDING, READ, NearTable, Rate
 )
 from nexus._speedups._respscan_c cimport CommandTable, cut
 from nexus.cacheproxy._flow_c cimport DOWN, UP, Client, Held, Link, Plane, Receiver
@@ -19,7 +19,9 @@ cdef class Core:
     cdef public double staleness             # seconds
     cdef public double max_ttl               # seconds
     cdef public bint singleflight
-    cdef public object rules
+    cdef public bint keeping
+    cdef public list matchers
+    cdef public Rate rate
     cdef public int64_t spares
     cdef public int64_t spare_tick
     cdef public int64_t spare_limit

@@ -32,6 +32,7 @@ if not cython.compiled:
         PENDING,
         READ,
         NearTable,
+        Rate,
     )
     from nexus._speedups._respscan_py import CommandTable, cut
     from nexus.cacheproxy._flow_py import DOWN, UP, Client, Held, Link, Plane, Receiver
@@ -72,8 +73,11 @@ class Core:
         self.staleness = 0.01
         self.max_ttl = 300.0
         self.singleflight = True
-        #: The policy in force, or None: ``rule(number, key) -> rule or None``.
-        self.rules: Any = None
+        #: Whether replies are kept at all, or only shared.
+        self.keeping = True
+        #: The policy in force: rules by the command's number; None: there is none.
+        self.matchers: Any = None
+        self.rate = Rate(10.0)
         #: Flights of keys that are not admitted, left in this second; see :meth:`spare`.
         self.spares = 0
         self.spare_tick = -1

@@ -67,6 +67,7 @@ class CacheproxyApp:
         for family in (statistics, PolicyCommand(self.policies)):
             self._local.add(family.subcommands())
         self._idle_timeout = 0.0
+        self.policies.listeners.append(self._pools.near.apply)
         self._apply(context.settings)
         self._server: asyncio.Server | None = None
         self._admin: AdminServer | None = None
@@ -79,6 +80,7 @@ class CacheproxyApp:
         self._local.max_clients = limits.max_clients
         self._pools.max_dedicated = limits.max_dedicated
         self._idle_timeout = limits.idle_timeout_seconds
+        self._pools.near.configure(settings)
         self.policies.configure(settings)
 
     async def start(self) -> None:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from nexus._speedups.nearcache import NearTable
+from nexus._speedups.nearcache import NearTable, Rate
 from nexus.cacheproxy.dial import DialError, Identity, dial
 from nexus.cacheproxy.flow import Link, Plane, Receiver
 from nexus.cacheproxy.near import Core, Partition, Source
@@ -25,8 +25,10 @@ from nexus.wire.resp import encode_command
 
 if TYPE_CHECKING:
     from nexus.cacheproxy.pools import Pools
+    from nexus.cacheproxy.settings import CacheproxySettings
+    from nexus.policy.policyfile import RuleBook
 
-__all__ = ["NearCache", "Rules", "Tracker"]
+__all__ = ["NearCache", "Tracker"]
 
 log = logging.getLogger("nexus.cacheproxy")
 
@@ -39,16 +41,8 @@ RECONNECT_CAP: Final = 1.0
 #: that Redis's own eviction knows what is hot; so many at a time at most.
 TOUCH_TICKS: Final = 40
 TOUCH_MOST: Final = 500
-
-
-class Rules(Protocol):
-    """What the near-cache asks the policy; a rule has ``ttl``, ``negative_ttl`` and ``always``."""
-
-    def rule(self, number: int, key: bytes) -> Any:
-        """The rule that lets the reply of the table's command ``number`` be kept, or ``None``."""
-
-    def admits(self, rule: Any, key: bytes, now: float) -> bool:
-        """Whether the key is to be kept now: count one read of it."""
+#: Highest number of a command in the scanner's table.
+MAX_NUMBER: Final = 2048
 
 
 class NearCache:
@@ -68,19 +62,31 @@ class NearCache:
 
     # -- settings and policy
 
-    def configure(self, max_bytes: int, staleness: float, max_ttl: float) -> None:
-        """Bytes of this worker's table, seconds, seconds."""
-        self.core.table.max_bytes = max_bytes
-        self.core.staleness = staleness
-        self.core.max_ttl = max_ttl
+    def configure(self, settings: CacheproxySettings) -> None:
+        """Take over settings; the budget is for all workers."""
+        near = settings.near_cache
+        core = self.core
+        core.table.max_bytes = near.max_bytes // settings.workers
+        core.keeping = near.enabled and near.max_bytes > 0
+        core.staleness = near.max_staleness_ms / 1000
+        core.max_ttl = near.max_entry_ttl_seconds
+        core.singleflight = settings.singleflight.enabled
+        if core.rate.window != near.hot_window_seconds:
+            core.rate = Rate(near.hot_window_seconds)
 
-    def apply(self, rules: Rules | None) -> None:
+    def apply(self, book: RuleBook | None) -> None:
         """Bring a policy into force, or none; whatever the last one kept is dropped."""
         core = self.core
-        core.rules = rules
         core.refused.clear()
         core.table.clear(-1)
-        if rules is None:
+        if book is not None:
+            numbers = {
+                self._plane.table.number(name.lower().encode()): book.matcher(name)
+                for name in book.commands
+            }
+            core.matchers = [numbers.get(number) for number in range(MAX_NUMBER + 1)]
+        else:
+            core.matchers = None
             self._plane.near_on = False
             for tracker in list(self.trackers.values()):
                 self._close(tracker)

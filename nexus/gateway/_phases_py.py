@@ -3,8 +3,8 @@
 
 ::
 
-    match the route (pure) ─► block list 403 ─► address limit 429 ─► CORS preflight 204
-        ─► authentication 401 ─► 404 / 405 ─► authorization 403 ─► body limit 413
+    match the route (pure) ─► networks, block list 403 ─► address limit 429 ─► CORS preflight 204
+        ─► authentication 401 ─► limits 429 ─► 404 / 405 ─► authorization 403 ─► body limit 413
             ├──► ours: answered here
             └──► proxied: exchange.forward
                           (balancer ─► breaker ─► upstream ─► retry ─► envelope)
@@ -28,6 +28,7 @@ if not cython.compiled:
     from nexus._speedups._http1_py import RequestHead
     from nexus.gateway._core_py import Core
     from nexus.gateway._exchange_py import Exchange
+    from nexus.gateway._limits_py import Limiter, LimitSet
     from nexus.gateway._routes_py import Route, Router
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ class Phases:
         self.router: Router | Any = None
         #: ``None`` where limits are switched off.
         self.limit: RateLimit | None = None
+        #: What requests without a route meet after authentication; ``None``: nothing.
+        self.limits: LimitSet | None = None
+        self.limiter = Limiter(core, table, seed)
+        self.limiter.proceed = self.proceed
+        #: Address → whether networks keep it out; ``None`` where none are configured.
+        self.denied: Callable[[str], bool] | None = None
         #: ``None`` where authentication is switched off.
         self.authenticator: Authenticator | None = None
         #: Address → whether it is blocked; ``None`` until there is a block list.
@@ -101,6 +108,14 @@ class Phases:
         if self.authenticator is not None and (route is None or route.authenticated):
             if not self._knows(exchange, head):
                 return
+        limits = self.limits if route is None else route.limits
+        if limits is not None and self.limiter.check(exchange, head, limits):
+            return
+        self.proceed(exchange, head)
+
+    def proceed(self, exchange: Exchange, head: RequestHead) -> None:
+        """The limits admit the request: what is left of its way to an answer."""
+        route = exchange.route
         if route is None:
             exchange.reject(404, "no_route", "Nothing is served at this path.")
         elif head.method not in route.methods:
@@ -135,6 +150,9 @@ class Phases:
 
     def _admits(self, exchange: Exchange) -> bool:
         """Whether the client's address may ask at all, and now."""
+        if self.denied is not None and self.denied(exchange.ip):
+            exchange.reject(403, "denied_network", "This network is not served.")
+            return False
         if self.blocked is not None and self.blocked(exchange.ip):
             exchange.reject(403, "blocked", "This address is blocked.")
             return False
@@ -151,6 +169,8 @@ class Phases:
             if taken < 0:
                 self._too_many(exchange, taken)
                 return False
+            if self.limiter.announce:
+                self._announce(exchange, taken)
         return True
 
     def _knows(self, exchange: Exchange, head: RequestHead) -> bool:
@@ -201,6 +221,13 @@ class Phases:
         core = self.core
         core.count("nexus_rate_limit_hits_total", exchange.ip)
         exchange.reject(429, "rate_limited", "Rate limit exceeded; retry later.", extra)
+
+    def _announce(self, exchange: Exchange, taken: int) -> None:
+        limit: Any = self.limit
+        exchange.shared = exchange.shared + b"RateLimit: %b\r\nRateLimit-Policy: %b\r\n" % (
+            limit.fields(taken),
+            limit.policy_field,
+        )
 
     def _wrong_method(self, exchange: Exchange) -> None:
         extra = b"Allow: " + self.router.allow + b"\r\n"

@@ -9,7 +9,7 @@ from nexus.observability._record_c cimport RequestRecord
 from nexus.policy._balance_c cimport Server
 
 cdef int _REQUEST_ID, _CORRELATION_ID, _USER_AGENT, _TRACEPARENT, _TRACESTATE
-cdef int FREE, WAITING, SENT, STREAMING, BACKOFF, TUNNEL, COLLECTING, DONE
+cdef int FREE, WAITING, SENT, STREAMING, BACKOFF, TUNNEL, COLLECTING, DONE, HELD
 cdef bytes ID_FIELD
 
 
@@ -25,6 +25,8 @@ cdef class ServedRequest(ResponseSink):
     cdef public bytes scheme
     cdef readonly bytes host
     cdef public bytes shared
+    cdef readonly bint held
+    cdef public RequestHead held_head
     cdef public object identity
     cdef public bytes cookie
     cdef Series _series
@@ -90,6 +92,8 @@ cdef class ServedRequest(ResponseSink):
     @cython.locals(core=Core, now=cython.longlong, wall_ms=cython.longlong)
     cpdef object begin(self, RequestHead head, bint has_body)
     cpdef object begin_refused(self)
+    cpdef object hold(self)
+    cpdef object let_go(self)
     cpdef object note(self, RequestHead head)
     @cython.locals(core=Core)
     cpdef object reject(self, int status, str reason, str message, bytes extra=*)

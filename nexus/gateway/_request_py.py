@@ -40,7 +40,7 @@ _TRACESTATE: Final = field(b"tracestate")
 MAX_CORRELATION_ID: Final = 128
 
 #: States of a request; the diagram stands in ``_exchange_py``.
-FREE, WAITING, SENT, STREAMING, BACKOFF, TUNNEL, COLLECTING, DONE = range(8)
+FREE, WAITING, SENT, STREAMING, BACKOFF, TUNNEL, COLLECTING, DONE, HELD = range(9)
 
 ID_FIELD: Final = b"x-request-id: "
 
@@ -61,6 +61,8 @@ class ServedRequest(ResponseSink):
         #: Its `extra` is its pool and its `breaker` its breaker.
         self.server: Any = None
         self.scheme = b"http"
+        #: The head of a request that is held.
+        self.held_head: RequestHead | Any = None
         self._series: Any = None
         self.forwarded = b""
         self.forwarded_host: bytes | None = None
@@ -86,6 +88,7 @@ class ServedRequest(ResponseSink):
         self.host = b""
         #: Field lines that every response of this request gets (CORS).
         self.shared = b""
+        self.held = False
         #: Who asks, where the route demands a token.
         self.identity: Any = None
         #: The ``Cookie`` field, where the route's handler asks for it.
@@ -115,6 +118,16 @@ class ServedRequest(ResponseSink):
         self._permit = 0
         self._fallback: tuple[int, bytes, bytes, bytes] | None = None
         self.expects = False
+
+    def hold(self) -> None:
+        """A limit must ask Redis: the request waits; its head is kept by whoever parsed it."""
+        self._state = HELD
+        self.held = True
+
+    def let_go(self) -> None:
+        """The limits admit the request."""
+        self._state = WAITING
+        self.held = False
 
     @property
     def active(self) -> bool:
@@ -290,6 +303,8 @@ class ServedRequest(ResponseSink):
     def _finish_record(self) -> None:
         core = self.core
         self.deadline = 0
+        self.held = False
+        self.held_head = None
         self._end_retry()
         core.budget.end()
         if self._held:

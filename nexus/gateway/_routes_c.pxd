@@ -12,7 +12,7 @@ cdef class Route:
     cdef readonly bytes prefix
     cdef readonly object rewrite
     cdef readonly bint limited
-    cdef readonly tuple limits
+    cdef readonly object limits
     cdef readonly bint authenticated
     cdef readonly object guard
     cdef readonly object cors

@@ -75,7 +75,7 @@ class Route:
         prefix: bytes = b"",
         rewrite: Any = None,
         limited: bool = True,
-        limits: tuple[Any, ...] = (),
+        limits: Any = None,
         authenticated: bool = True,
         guard: Any = None,
         cors: Any = None,
@@ -107,7 +107,7 @@ class Route:
         self.rewrite = rewrite
         #: Whether the address limit counts it.
         self.limited = limited
-        #: Limits of its own, after authentication.
+        #: ``LimitSet``: the limits after authentication, or ``None``.
         self.limits = limits
         self.authenticated = authenticated
         #: ``Guard``: the roles and scopes that a token must have, or ``None``.

@@ -227,6 +227,11 @@ class Session(ClientPort):
         exchange = self.exchange
         exchange.begin(head, has_body)
         self.phases.run(exchange, head)
+        if exchange.held:
+            # The buffer is not ours for long: a head of its own, over a copy.
+            kept = copied(buffer, at, at + used)
+            exchange.held_head = RequestHead(core.max_head, core.max_line, core.max_fields)
+            exchange.held_head.parse(kept, 0, used)
         head.reset()
         return used
 

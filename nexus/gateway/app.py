@@ -28,10 +28,12 @@ from nexus.errors import ConfigError
 from nexus.gateway.auth import Authenticator, check_settings
 from nexus.gateway.blocklist import BlockList
 from nexus.gateway.clients import Clients
+from nexus.gateway.clusterlimits import ClusterLimits
 from nexus.gateway.core import Core
 from nexus.gateway.discovery import ServiceEntry, ServicesFile
 from nexus.gateway.endpoints import Endpoints, own_routes
 from nexus.gateway.events import SOURCE, EventSink
+from nexus.gateway.limits import build_limits
 from nexus.gateway.listening import Listening, check_listeners, more_endpoints
 from nexus.gateway.phases import Phases
 from nexus.gateway.providers import Providers
@@ -54,6 +56,7 @@ from nexus.observability.sampling import Sampling, effective_sampling
 from nexus.observability.telemetry import Telemetry, TelemetryMemory
 from nexus.observability.tracing import SpanSink
 from nexus.policy.breaker import BreakerTable
+from nexus.policy.networks import NetworkRules
 from nexus.policy.ratelimit import RateLimit
 from nexus.policy.retry import RetryBudget
 
@@ -128,6 +131,7 @@ def validate(settings: GatewaySettings) -> None:
     check_kafka(settings.kafka)
     if _sampling(settings) is not None:
         resolve(settings.tracing, os.environ)
+    NetworkRules(settings.networks.allow, settings.networks.deny)
     limit = settings.rate_limit
     try:
         RateLimit(limit.capacity, limit.refill_per_second)
@@ -165,6 +169,7 @@ class Gateway:
             context.metrics,
         )
         self._admin: AdminServer | None = None
+        self._cluster_limits: ClusterLimits | None = None
         self._producer: EventProducer | None = None
         self._access_log: AccessLog | None = None
         self._tasks: Final[list[asyncio.Task[None]]] = []
@@ -189,6 +194,7 @@ class Gateway:
         self._tick(loop)
         await self._listening.open(settings)
         self._tasks.append(loop.create_task(self._listening.watch(lambda: self._context.settings)))
+        self._share_limits(settings)
         if settings.block_list.enabled:
             blocks = BlockList(settings.redis, context.metrics, self._is_trusted)
             self._phases.blocked = blocks.blocked
@@ -206,6 +212,7 @@ class Gateway:
         entries = services.read()
         await self._listening.reopen(self._context.settings, settings)
         await self._reload_recorder(settings)
+        self._share_limits(settings)
         self._apply(settings)
         self._upstreams.configure(settings)
         self._services = services
@@ -273,7 +280,25 @@ class Gateway:
         phases.set_limit(
             RateLimit(limit.capacity, limit.refill_per_second) if limit.enabled else None
         )
+        phases.limits = build_limits([("rate_limits", settings.rate_limits)])
+        phases.limiter.announce = settings.rate_limit.headers == "always"
+        networks = NetworkRules(settings.networks.allow, settings.networks.deny)
+        phases.denied = networks.denied if networks else None
+        if self._cluster_limits is not None:
+            self._cluster_limits.settings = settings.cluster_limits
         phases.router = router
+
+    def _share_limits(self, settings: GatewaySettings) -> None:
+        """Redis is used from the first configuration on that has a limit of scope cluster."""
+        rules = [*settings.rate_limits, *(r for one in settings.routes for r in one.rate_limits)]
+        if self._cluster_limits is not None or all(rule.scope != "cluster" for rule in rules):
+            return
+        limiter = self._phases.limiter
+        limits = ClusterLimits(
+            settings.redis, settings.cluster_limits, self._context.metrics, limiter.take
+        )
+        limiter.shared = self._cluster_limits = limits
+        self._tasks.append(asyncio.get_running_loop().create_task(limits.run()))
 
     async def _start_recorder(self, settings: GatewaySettings) -> None:
         metrics, index = self._context.metrics, self._context.index

@@ -24,7 +24,10 @@ REASONS: Final[dict[str, tuple[int, str]]] = {
     "client_disconnected": (499, "the client closed before the response was complete"),
     # Policies
     "blocked": (403, "the client's address is on the block list"),
+    "denied_network": (403, "`networks` keeps the client's address out"),
     "rate_limited": (429, "the client's address has used up its bucket"),
+    "limit_exceeded": (429, "a limit of `rate_limits`, named in the message, is used up"),
+    "limit_unavailable": (503, "Redis is away, and the limit has `on_redis_failure: closed`"),
     "no_route": (404, "no route has this path"),
     "method_not_allowed": (405, "the route has this path, but not for this method"),
     "insufficient_scope": (403, "the token lacks a scope that the route asks for"),

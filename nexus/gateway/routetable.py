@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nexus.errors import ConfigError
 from nexus.gateway.cors import Cors
 from nexus.gateway.guard import Guard
+from nexus.gateway.limits import build_limits
 from nexus.gateway.patterns import Conditions, PathPattern, check_field_name, check_host
 from nexus.gateway.routes import PROXIED_METHODS, Node, Route, Router
 from nexus.gateway.transforms import HeaderRules, QueryRules, Rewrite
@@ -90,6 +91,12 @@ class _Built:
         guard = None
         if auth.roles or auth.scopes:
             guard = at("auth", lambda: Guard(auth.roles, auth.scopes))
+        limits = build_limits(
+            [
+                ("rate_limits", gateway.rate_limits),
+                (f"{self.where}.rate_limits", settings.rate_limits),
+            ]
+        )
         timeouts, retry = settings.timeouts, settings.retry
         response_seconds = timeouts.response or gateway.breaker.timeout_ms / 1000
         body = settings.body_bytes
@@ -104,6 +111,7 @@ class _Built:
             prefix=pattern.prefix if settings.strip_prefix and rewrite is None else b"",
             rewrite=rewrite,
             limited=settings.rate_limited,
+            limits=limits,
             authenticated=auth.enabled,
             guard=guard,
             cors=cors,

@@ -7,6 +7,11 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from nexus.gateway.settings_auth import AuthSettings
+from nexus.gateway.settings_limits import (
+    ClusterLimitSettings,
+    LimitRuleSettings,
+    NetworkSettings,
+)
 from nexus.gateway.settings_routes import RouteSettings
 from nexus.net.settings import (
     DialTlsSettings,
@@ -56,8 +61,12 @@ class RateLimitSettings(Settings, frozen=True):
     max_addresses: Annotated[
         int,
         RESTART,
-        Meta(ge=1024, le=16_777_216, description="live buckets kept, over all workers"),
+        Meta(ge=1024, le=16_777_216, description="live buckets kept, over all workers and limits"),
     ] = 131_072
+    headers: Annotated[
+        Literal["refused", "always"],
+        Meta(description="replies that carry `RateLimit` and `RateLimit-Policy`"),
+    ] = "refused"
 
 
 class BalancerSettings(Settings, frozen=True):
@@ -218,7 +227,13 @@ class GatewaySettings(ServiceSettings, frozen=True):
         ),
     ] = (RouteSettings(path="/api/*"),)
     block_list: BlockListSettings = BlockListSettings()
+    networks: NetworkSettings = NetworkSettings()
     rate_limit: RateLimitSettings = RateLimitSettings()
+    rate_limits: Annotated[
+        tuple[LimitRuleSettings, ...],
+        Meta(description="limits of all routes, after authentication; of one route: there"),
+    ] = ()
+    cluster_limits: ClusterLimitSettings = ClusterLimitSettings()
     auth: AuthSettings = AuthSettings()
     balancer: BalancerSettings = BalancerSettings()
     breaker: BreakerSettings = BreakerSettings()

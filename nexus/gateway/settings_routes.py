@@ -6,6 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
+from nexus.gateway.settings_limits import LimitRuleSettings
 from nexus.settings import Settings
 
 __all__ = [
@@ -156,6 +157,9 @@ class RouteSettings(Settings, frozen=True, omit_defaults=True):
     rate_limited: Annotated[
         bool, Meta(description="count against the address limit, `rate_limit`")
     ] = True
+    rate_limits: Annotated[
+        tuple[LimitRuleSettings, ...], Meta(description="limits of the route, beside all others")
+    ] = ()
     auth: RouteAuthSettings = RouteAuthSettings()
     timeouts: RouteTimeoutSettings = RouteTimeoutSettings()
     retry: RouteRetrySettings = RouteRetrySettings()

@@ -96,6 +96,21 @@ _GATEWAY: Final = (
         max_series=100,
     ),
     _counter(
+        "nexus_rate_limit_refusals_total",
+        "Requests refused by a limit of `rate_limits`, by its name.",
+        "limit",
+    ),
+    _counter(
+        "nexus_rate_limit_shadow_total",
+        "Requests that a limit in shadow mode would have refused, by its name.",
+        "limit",
+    ),
+    _counter(
+        "nexus_rate_limit_cluster_total",
+        "Tokens granted by Redis, requests refused by it, and requests decided without it.",
+        "result",
+    ),
+    _counter(
         "nexus_rate_limit_evictions_total",
         "Live buckets overwritten because their set of the shared table was full.",
     ),

@@ -324,3 +324,26 @@ def test_the_index_grows(module: ModuleType) -> None:
         assert t.probe(b"k%d" % number) == HIT
         assert t.answer() == b":%d\r\n" % number
     assert t.table.clear(-1) == 5000
+
+
+@pytest.mark.parametrize("module", SIDES)
+def test_reads_in_the_window(module: ModuleType) -> None:
+    rate = module.Rate(10.0)
+    data = bytearray(b"xkeyx")
+    assert [rate.touch(data, 1, 4, 100.0 + n) for n in range(9)] == list(range(1, 10))
+    assert rate.touch(bytearray(b"other"), 0, 5, 109.0) == 1
+    assert rate.touch(bytearray(), 0, 0, 109.0) == 1
+    assert rate.touch(data, 1, 4, 112.0) == 1 + int(9 * 0.8)  # four fifths of the last window
+    assert rate.touch(data, 1, 4, 200.0) == 1
+    assert [rate.touch(data, 1, 4, 201.0) for _ in range(400)][-1] == 255
+    with pytest.raises(ValueError, match="is not within 5 bytes"):
+        rate.touch(data, 2, 6, 1.0)
+
+
+@pytest.mark.parametrize("module", SIDES)
+def test_many_keys_of_one_read_do_not_look_hot(module: ModuleType) -> None:
+    rate = module.Rate(10.0)
+    seen = [
+        rate.touch(bytearray(b"key:%d" % number), 0, 10, 1.0) for number in range(100_000, 300_000)
+    ]
+    assert sum(count >= 10 for count in seen) == 0
