@@ -34,6 +34,7 @@ _OTHERS: Final = {
     "up": "run the whole system on this machine, with demo upstreams",
     "block": "list, add or remove addresses that every gateway refuses",
     "events": "read the gateway's events, replay them, look at dead letters",
+    "hash-secret": "hash a client secret for the gateway's configuration",
     "check": "validate a configuration file and print it resolved, secrets masked",
 }
 
@@ -79,6 +80,10 @@ def _dispatch(words: list[str]) -> int:
         from nexus.consumer.eventscommand import main as events
 
         return events(rest)
+    if command == "hash-secret":
+        from nexus.gateway.hashcommand import main as hash_secret
+
+        return hash_secret(rest)
     if command == "check":
         return _check(rest)
     if command in _SERVICES:

@@ -406,6 +406,9 @@ def _in_words(message: str, found: object, kind: object) -> str:
         close = difflib.get_close_matches(str(found), choices, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"expected one of {', '.join(choices)}, got {found!r}{hint}"
+    form = _form(kind)
+    if form and "matching regex" in message:
+        message = f"Expected {form}"
     text = re.sub(r"^Expected", "expected", message)
     text = re.sub(r"`(\w+)`", lambda m: _WORDS.get(m[1], m[1]), text)
     text = re.sub(r"`([^`]*)`", lambda m: _either(m[1]), text)
@@ -421,6 +424,16 @@ def _in_words(message: str, found: object, kind: object) -> str:
 def _either(union: str) -> str:
     """``float | null`` → ``a number or nothing``."""
     return " or ".join(_WORDS.get(word, word) for word in union.split(" | "))
+
+
+def _form(kind: Any) -> str:
+    """What a text must look like, for people; empty where its annotation does not say."""
+    while typing.get_origin(kind) is Annotated:
+        kind, *extras = typing.get_args(kind)
+        for meta in extras:
+            if isinstance(meta, msgspec.Meta) and meta.extra and "form" in meta.extra:
+                return str(meta.extra["form"])
+    return ""
 
 
 def _kind(value: object) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.requirements import missing
 from support.servers import RedisServer, redis_executable
 
 from nexus._speedups import BACKEND
@@ -28,15 +29,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("nexus")
-
-REQUIRE_ALL = os.environ.get("NEXUS_TEST_REQUIRE", "") == "all"
-
-
-def missing(reason: str) -> None:
-    """Skip, or fail where everything is required."""
-    if REQUIRE_ALL:
-        pytest.fail(f"required by NEXUS_TEST_REQUIRE=all: {reason}", pytrace=False)
-    pytest.skip(reason)
 
 
 def pytest_report_header() -> list[str]:

@@ -93,7 +93,7 @@ class CacheproxyApp:
             if self._plane.near_on:
                 await asyncio.wait_for(pools.near.first_attempt.wait(), START_SECONDS)
         self._ticker = asyncio.create_task(self._tick_forever())
-        self._admin = await start_admin(self._context)
+        self._admin = await start_admin(self._context, why_not_ready=pools.outage.reason)
         self._server = await self._listen(server_context(self._context.settings.tls))
         log.info("serving", extra={"upstream": str(pools.target)})
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 from nexus.cacheproxy.dial import DialError, Identity, dial
 from nexus.cacheproxy.flow import CONNECTING, DOWN, UP, Link, Plane, Receiver
 from nexus.cacheproxy.nearcache import NearCache
+from nexus.cacheproxy.outage import Outage
 from nexus.cacheproxy.target import Target
 from nexus.wire.resp import encode_command
 
@@ -101,6 +102,7 @@ class SharedLink:
                 self._failed(error)
             else:
                 self.last_error = ""
+                self.pools.outage.ends()
                 self.link.attach(transport)
                 self.first_attempt.set()
                 return
@@ -110,7 +112,9 @@ class SharedLink:
             attempt = attempt + 1 if self.link.refusal is self.pools.plane.loading else 0
 
     def _failed(self, error: DialError) -> None:
-        if str(error) != self.last_error:
+        if not error.reply:
+            self.pools.outage.begins(str(error), lost=False)
+        elif str(error) != self.last_error:
             log.warning("redis is not reachable", extra={"error": str(error)})
         self.last_error = str(error)
         self.link.state = DOWN
@@ -148,9 +152,7 @@ class SharedLink:
             return
         self.pools.stats.lost["shared"] += 1
         self.pools.stats.reconnects += 1
-        log.warning(
-            "connection to redis lost", extra={"error": str(error or "closed"), "kind": "shared"}
-        )
+        self.pools.outage.begins(str(error or "closed"), lost=True)
         if self.users or self.pools.is_base(self):
             self._connect()
         else:
@@ -180,6 +182,7 @@ class Pools:
         self.plane: Final = plane
         self.target: Final = target
         self.stats: Final = stats
+        self.outage: Final = Outage()
         self.near: Final = NearCache(self, plane)
         #: Told of sampled latencies, on shared and on dedicated links.
         self.observe_shared: Callable[[float], None] = _unobserved

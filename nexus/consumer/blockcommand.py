@@ -12,15 +12,22 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError
 
+from nexus.net.settings import REDIS_FORM
 from nexus.policy.blocks import CHANNEL, INDEX_KEY, KEY_PREFIX, subject_of
+from nexus.redact import mask_password
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0; 1 where Redis cannot be reached or nothing was removed."""
+    """Exit code 0; 1 where Redis cannot be reached or nothing was removed; 2 for a wrong URL."""
     arguments = _parser().parse_args(argv)
-    client: Any = redis.Redis.from_url(arguments.redis, decode_responses=True, socket_timeout=5)
+    try:
+        client: Any = redis.Redis.from_url(arguments.redis, decode_responses=True, socket_timeout=5)
+    except ValueError:
+        shown = mask_password(repr(arguments.redis))
+        print(f"nexus block: --redis: expected {REDIS_FORM}, got {shown}", file=sys.stderr)
+        return 2
     try:
         code: int = arguments.run(client, arguments)
         return code

@@ -22,6 +22,7 @@ from nexus.consumer.deadletters import Record
 from nexus.consumer.handlers import traceparent_of
 from nexus.consumer.replay import replay_headers
 from nexus.consumer.state import Origin
+from nexus.errors import ConfigError
 from nexus.net.kafka import CONNECTION_ERRORS, client_options, quiet_client_logs, summary
 from nexus.net.settings import KafkaSettings
 from nexus.wire.actions import ACTIONS
@@ -41,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
     quiet_client_logs()
     try:
         code: int = asyncio.run(arguments.run(arguments))
+    except ConfigError as error:
+        print(f"nexus events: --kafka: {error.reason}", file=sys.stderr)
+        return 2
     except CONNECTION_ERRORS as error:
         print(f"nexus events: Kafka: {summary(error)}", file=sys.stderr)
         return 1

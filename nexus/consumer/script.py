@@ -133,7 +133,7 @@ elseif a.kind == 'completed' then
       windows[route] = w
     end
     local count = #w - 1
-    if count >= a.min_samples and value > a.factor * w.sum / count then
+    if count >= a.min_samples and value >= a.floor_ms and value > a.factor * w.sum / count then
       -- As text: MessagePack of Redis keeps floats, but whole numbers come back as integers.
       decide(i, 4, string.format('%.6f', w.sum / count), count)
     end

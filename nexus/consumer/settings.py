@@ -26,6 +26,15 @@ class SpikeSettings(Settings, frozen=True):
     factor: Annotated[float, Meta(gt=1, description="times the mean that make a spike")] = 3.0
     window: Annotated[int, Meta(ge=2, le=10_000, description="requests per route")] = 50
     min_samples: Annotated[int, Meta(ge=1, description="requests before the first alert")] = 10
+    floor_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3_600_000,
+            description="nothing below this latency is a spike; 25 keeps routes of a millisecond "
+            "from alerting on noise",
+        ),
+    ] = 0.0
 
 
 class BlockSettings(Settings, frozen=True):
@@ -53,7 +62,14 @@ class BlockSettings(Settings, frozen=True):
 class WebhookSettings(Settings, frozen=True):
     """Every action as an HTTP POST too, at least once, with its id in `Idempotency-Key`."""
 
-    url: Annotated[str, Meta(pattern=r"^(https?://.+)?$", description="empty: no webhook")] = ""
+    url: Annotated[
+        str,
+        Meta(
+            pattern=r"^(https?://.+)?$",
+            extra={"form": "http[s]://host[:port]/path, or nothing"},
+            description="empty: no webhook",
+        ),
+    ] = ""
     timeout_ms: Annotated[int, Meta(ge=10, le=60_000, description="of one attempt")] = 5000
     max_attempts: Annotated[
         int, Meta(ge=1, le=1000, description="before an action is given up, logged and counted")
@@ -110,6 +126,7 @@ class FlowSettings(Settings, frozen=True):
         Meta(
             max_length=200,
             pattern=r"^[A-Za-z0-9._-]*$",
+            extra={"form": "letters, digits, '.', '_' and '-'"},
             description="name of this process within the group (static membership, KIP-345): a "
             "restarted worker takes its partitions up at once; empty: after `session_timeout_ms`",
         ),

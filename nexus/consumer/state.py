@@ -103,6 +103,7 @@ class State:
             "samples": spike.window,
             "min_samples": spike.min_samples,
             "factor": spike.factor,
+            "floor_ms": spike.floor_ms,
             "block_prefix": KEY_PREFIX,
             "block_index": INDEX_KEY,
             "channel": CHANNEL,

@@ -14,7 +14,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["Console", "readable", "wants_colour"]
+__all__ = ["Console", "last_words", "readable", "wants_colour"]
 
 RESET: Final = "\x1b[0m"
 BOLD: Final = "\x1b[1m"
@@ -68,6 +68,26 @@ def readable(line: str) -> str:
         return "\n".join([" ".join(words), str(error.get("stack", "")).rstrip()]).rstrip()
     words += _pairs(record, ["error"])
     return " ".join(words)
+
+
+def last_words(lines: Iterable[str], most: int) -> list[str]:
+    """What of a dead child's lines tells why it died, ``most`` at most.
+
+    Its warnings and errors, and what is no log line (a traceback, Redis); its last lines where
+    there is none of these. JSON lines come out as text.
+    """
+    written = [line for line in lines if line.strip()]
+    trouble = [line for line in written if _level(line) not in ("debug", "info")]
+    text = [part for line in trouble or written for part in readable(line).split("\n")]
+    return text[-most:]
+
+
+def _level(line: str) -> str:
+    """Of a JSON log line; empty for any other line."""
+    try:
+        return str(_decode(line.encode()).get("level", "info")).lower()
+    except msgspec.DecodeError:
+        return ""
 
 
 def _access(record: dict[str, Any]) -> str:

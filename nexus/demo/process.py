@@ -24,6 +24,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from nexus.demo.console import last_words
 from nexus.errors import NexusError
 
 if TYPE_CHECKING:
@@ -87,7 +88,6 @@ class Child:
         self.exited: Final = asyncio.Event()
         self._on_line: Final = on_line
         self._loop: Final = asyncio.get_running_loop()
-        self._spoke: Final = asyncio.Event()
         self._rest = b""
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
@@ -131,15 +131,6 @@ class Child:
         """Send a signal to the child itself, not to its group."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
-
-    async def says(self, text: str) -> str:
-        """Wait until one of its latest lines contains ``text``; that line."""
-        while True:
-            for line in self.lines:
-                if text in line:
-                    return line
-            self._spoke.clear()
-            await self._spoke.wait()
 
     def reap(self) -> None:
         """Called after SIGCHLD: notice the end, and end what the child left in its group."""
@@ -190,7 +181,6 @@ class Child:
     def _keep(self, raw: bytes) -> None:
         line = raw.decode("utf-8", "replace").rstrip("\r")
         self.lines.append(line)
-        self._spoke.set()
         self._on_line(self.name, line)
 
     def _close_output(self) -> None:
@@ -301,6 +291,11 @@ class Stack:
                         return ""
                     except NotReady as error:
                         reason = str(error)
+                    # A library between us and the loop may have taken the cancellation for a
+                    # failure of its own; nobody would cancel a second time.
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise asyncio.CancelledError
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             return reason
@@ -316,7 +311,7 @@ def death_of(child: Child) -> ChildError:
 
 
 def _last_words(child: Child) -> str:
-    lines = [line for line in child.lines if line.strip()][-SHOWN_LINES:]
+    lines = last_words(child.lines, SHOWN_LINES)
     if not lines:
         return "; it wrote nothing"
     return "; its last lines:\n" + "\n".join(f"  {line[:500]}" for line in lines)

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from nexus.errors import ConfigError
-from nexus.net.settings import Port
+from nexus.net.settings import REDIS_FORM, REDIS_PATTERN, Port
 from nexus.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class UpSettings(Settings, frozen=True):
     redis_url: Annotated[
         str,
         Meta(
-            pattern=r"^(|(rediss?|unix)://.*)$",
+            pattern=rf"^$|{REDIS_PATTERN}",
+            extra={"form": REDIS_FORM},
             description="use this Redis instead of starting one (also NEXUS_REDIS_URL)",
         ),
     ] = ""
@@ -95,7 +96,7 @@ def read_settings(
     flags: dict[str, Any] = {
         field.name: getattr(arguments, field.name) for field in msgspec.structs.fields(UpSettings)
     }
-    environ = dict(environ)
+    given, environ = environ, dict(environ)
     for name, alias in _ALIASES.items():
         if alias in environ:
             environ.setdefault(_PREFIX + name.upper(), environ[alias])
@@ -103,9 +104,22 @@ def read_settings(
         for name in _port_names():
             if flags[name] is None and _PREFIX + name.upper() not in environ:
                 flags[name] = 0
-    settings = load(UpSettings, service="up", environ=environ, flags=flags)
+    try:
+        settings = load(UpSettings, service="up", environ=environ, flags=flags)
+    except ConfigError as error:
+        raise _by_its_alias(error, given) from None
     _reject_shared_ports(settings)
     return settings, arguments
+
+
+def _by_its_alias(error: ConfigError, environ: Mapping[str, str]) -> ConfigError:
+    """The same error, naming the variable that the user has set."""
+    alias = _ALIASES.get(error.path, "")
+    full = _PREFIX + error.path.upper()
+    if alias in environ and full not in environ:
+        source = error.source.replace(full, alias)
+        return ConfigError(error.reason, source=source, path=error.path)
+    return error
 
 
 def _port_names() -> list[str]:

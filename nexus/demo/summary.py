@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from nexus.demo.resolved import GatewayFacts
+
 __all__ = ["Facts", "summary"]
+
+#: Requests of one printed command: a bucket that holds more is not emptied by it.
+MOST_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +34,16 @@ class Facts:
     redis_server: str
     kafka: str
     own_kafka: bool
+    #: What the gateway's settings make of a request.
+    expected: GatewayFacts
+    #: Whether other machines reach the gateway.
+    everywhere: bool
     otlp: str
     made_jwt_secret: bool
     client_id: str
     #: Of this run; ``""`` where the user set one, which is then theirs to know.
     client_secret: str
+    #: ``""`` where none is asked for.
     token: str
     answered_by: str
     run: Path
@@ -41,7 +51,15 @@ class Facts:
 
 def summary(facts: Facts) -> list[str]:
     """The lines of the table."""
-    return ["", *_what_runs(facts), "", "Try it (the token is good for an hour):", *_try(facts), ""]
+    good = f" (the token is good for {_span(facts.expected.token_seconds)})" if facts.token else ""
+    return ["", *_what_runs(facts), "", f"Try it{good}:", *_try(facts), ""]
+
+
+def _span(seconds: int) -> str:
+    """``an hour``, ``90 minutes``, ``45 seconds``"""
+    if seconds == 3600:
+        return "an hour"
+    return f"{seconds // 60} minutes" if seconds >= 120 else f"{seconds} seconds"
 
 
 def _what_runs(facts: Facts) -> Iterator[str]:
@@ -56,6 +74,8 @@ def _what_runs(facts: Facts) -> Iterator[str]:
     upstreams = f"127.0.0.1:{ports['upstream_a_port']}, 127.0.0.1:{ports['upstream_b_port']}"
     redis = f"{facts.redis_server}, nothing is persisted" if facts.redis_server else "yours"
     kafka = "in-memory development broker, nothing is persisted" if facts.own_kafka else "yours"
+    if not facts.expected.events:
+        kafka += "; the gateway sends no events (kafka.enabled is false)"
     rows = [
         ("gateway", facts.gateway, metrics("gateway")),
         ("cacheproxy", facts.proxy, metrics("cacheproxy")),
@@ -64,12 +84,18 @@ def _what_runs(facts: Facts) -> Iterator[str]:
         ("Redis", mask_password(facts.redis), redis),
         ("Kafka", facts.kafka, kafka),
     ]
+    if facts.everywhere:
+        here = "reachable from other machines; nexus up --gateway-host 127.0.0.1: only from here"
+        rows.insert(1, ("", "on every address", here))
     if facts.otlp:
         rows.append(("traces", facts.otlp, "OTLP over HTTP"))
     else:
         rows.append(("traces", "off", "nexus up --otlp-endpoint http://127.0.0.1:4318"))
-    origin = "made for this run" if facts.made_jwt_secret else "from NEXUS_JWT_SECRET"
-    rows.append(("JWT secret", origin, "set NEXUS_JWT_SECRET to keep one over restarts"))
+    if facts.expected.auth:
+        origin = "made for this run" if facts.made_jwt_secret else "from NEXUS_JWT_SECRET"
+        rows.append(("JWT secret", origin, "set NEXUS_JWT_SECRET to keep one over restarts"))
+    else:
+        rows.append(("tokens", "not asked for", "auth.enabled of the gateway is false"))
     rows.append(("files", str(facts.run), "configuration of this run"))
     width = max(len(where) for _, where, _ in rows)
     for what, where, note in rows:
@@ -77,19 +103,20 @@ def _what_runs(facts: Facts) -> Iterator[str]:
 
 
 def _try(facts: Facts) -> Iterator[str]:
-    bearer = f"-H 'Authorization: Bearer {facts.token}'"
+    curl = f"curl -s -H 'Authorization: Bearer {facts.token}'" if facts.token else "curl -s"
     api = f"{facts.gateway}/api/products"
-    # The user's own secret comes out of the shell's environment, not out of what we print.
-    secret = facts.client_secret or "'\"$NEXUS_CLIENT_SECRET\"'"
-    body = f'{{"client_id": "{facts.client_id}", "client_secret": "{secret}"}}'
     port = facts.ports["cacheproxy_port"]
     upstream = f"http://127.0.0.1:{facts.ports['upstream_a_port']}"
-    yield from _step("a request through the gateway", f"curl -s {bearer} {api}")
-    yield from _step(
-        "twelve at once: the bucket holds ten, the rest are answered 429",
-        f"curl -s -o /dev/null -w '%{{http_code}}\\n' {bearer} '{api}?n=[1-12]'",
-    )
-    yield from _step("another token", f"curl -s -d '{body}' {facts.gateway}/auth/token")
+    yield from _step("a request through the gateway", f"{curl} {api}")
+    capacity = facts.expected.capacity
+    if 0 < capacity <= MOST_AT_ONCE:
+        yield from _step(
+            f"{_word(capacity + 2)} at once: the bucket holds {_word(capacity)}, the rest are "
+            "answered 429",
+            f"{curl} -o /dev/null -w '%{{http_code}}\\n' '{api}?n=[1-{capacity + 2}]'",
+        )
+    if facts.token:
+        yield from _step("another token", _token_command(facts))
     if shutil.which("redis-cli"):
         yield from _step("Redis through the cacheproxy", f"redis-cli -p {port} SET foo bar")
         yield f"    redis-cli -p {port} GET foo"
@@ -103,13 +130,24 @@ def _try(facts: Facts) -> Iterator[str]:
         f"curl -s -X PUT -d '{{\"fail_ratio\": 1}}' {upstream}/_switch",
     )
     yield (
-        f"    for i in 1 2 3 4 5 6 7 8; do curl -s -o /dev/null -w '%{{http_code}}\\n' {bearer} "
+        f"    for i in 1 2 3 4 5 6 7 8; do {curl} -o /dev/null -w '%{{http_code}}\\n' "
         f"{facts.gateway}/api/products; sleep 0.6; done"
     )
-    yield f"    curl -s {bearer} {facts.gateway}/cb-stats"
+    yield f"    {curl} {facts.gateway}/cb-stats"
     yield f"    curl -s -X PUT -d '{{\"fail_ratio\": 0}}' {upstream}/_switch"
     yield from _step("what happened", f"curl -s {facts.gateway}/metrics | grep ^nexus_http")
-    yield f"    curl -s {bearer} {facts.gateway}/telemetry"
+    yield f"    {curl} {facts.gateway}/telemetry"
+
+
+def _token_command(facts: Facts) -> str:
+    # The user's own secret comes out of the shell's environment, not out of what we print.
+    secret = facts.client_secret or "'\"$NEXUS_CLIENT_SECRET\"'"
+    body = f'{{"client_id": "{facts.client_id}", "client_secret": "{secret}"}}'
+    return f"curl -s -d '{body}' {facts.gateway}/auth/token"
+
+
+def _word(number: int) -> str:
+    return {10: "ten", 12: "twelve"}.get(number, str(number))
 
 
 def _step(what: str, command: str) -> Iterator[str]:

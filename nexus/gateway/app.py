@@ -25,7 +25,8 @@ from aiohttp import web
 
 from nexus._speedups.buckets import BucketTable
 from nexus.errors import ConfigError
-from nexus.gateway.auth import Authenticator, check_settings
+from nexus.gateway.auth import check_settings
+from nexus.gateway.authservice import AuthService
 from nexus.gateway.blocklist import BlockList
 from nexus.gateway.clients import Clients
 from nexus.gateway.clusterlimits import ClusterLimits
@@ -36,7 +37,6 @@ from nexus.gateway.events import SOURCE, EventSink
 from nexus.gateway.limits import build_limits
 from nexus.gateway.listening import Listening, check_listeners, more_endpoints
 from nexus.gateway.phases import Phases
-from nexus.gateway.providers import Providers
 from nexus.gateway.routetable import build_router, groups_of
 from nexus.gateway.session import Session
 from nexus.gateway.settings import GatewaySettings
@@ -70,8 +70,6 @@ BREAKER_SLOTS: Final = 256
 BUCKETS_PER_SET: Final = 8
 #: Seconds that the sinks get to write what they hold when a worker ends.
 FLUSH_SECONDS: Final = 3.0
-#: Seconds that a start waits for the keys of token providers.
-_KEYS_SECONDS: Final = 2.0
 #: Seconds between the end of serving and the end of accepting.
 _LAST_ACCEPTS_SECONDS: Final = 0.01
 
@@ -154,14 +152,16 @@ class Gateway:
             settings, shared.breakers, context.index, self._wheel, context.metrics, rng
         )
         self._core.balancers = self._upstreams.balancers
-        self._providers: Final = Providers(context.metrics, rng)
+        self._auth: Final = AuthService(context.metrics, rng)
         self._sessions: Final[set[Session]] = set()
         self._telemetry: Final = (
             Telemetry(settings.telemetry_entries, memory=shared.telemetry, worker=context.index)
             if shared.telemetry is not None
             else None
         )
-        self._endpoints: Final = Endpoints(context, self._upstreams, self._telemetry)
+        self._endpoints: Final = Endpoints(
+            context, self._upstreams, self._telemetry, self._auth.endpoints
+        )
         self._services = ServicesFile(settings.services_file)
         self._listening: Final = Listening(
             context.listeners,
@@ -189,8 +189,7 @@ class Gateway:
         self._use(self._services.recover(context.shared.services))
         self._reloads.labels("broken").inc(self._services.failures)
         await self._start_recorder(settings)
-        # Whoever is ready can check tokens; a provider that is away does not keep us from serving.
-        await self._providers.ready(_KEYS_SECONDS)
+        await self._auth.ready()
         self._tick(loop)
         await self._listening.open(settings)
         self._tasks.append(loop.create_task(self._listening.watch(lambda: self._context.settings)))
@@ -247,7 +246,7 @@ class Gateway:
             await self._core.recorder.stop(FLUSH_SECONDS)
         if self._producer is not None:
             await self._producer.stop(FLUSH_SECONDS)
-        await self._providers.close()
+        await self._auth.close()
         self._upstreams.close()
         if self._ticker is not None:
             self._ticker.cancel()
@@ -257,13 +256,8 @@ class Gateway:
     def _apply(self, settings: GatewaySettings) -> None:
         """Resolve settings into the objects of the request path."""
         core, phases = self._core, self._phases
-        metrics = self._context.metrics if settings.metrics.enabled else None
         router = build_router(settings, self._endpoints.routes())
-        # A new one: tokens of a client that is gone must not be known any more.
-        providers = self._providers.apply(settings.auth.providers if settings.auth.enabled else ())
-        authenticator: Authenticator | None = None
-        if settings.auth.enabled:
-            authenticator = Authenticator(settings.auth, metrics, providers)
+        authenticator = self._auth.apply(settings)
         clients = Clients(settings.trusted_proxies)
         limit = settings.rate_limit
         core.apply(settings)
@@ -276,7 +270,6 @@ class Gateway:
         core.tracer = Tracer(_sampling(settings))
         phases.clients = clients
         phases.authenticator = authenticator
-        self._endpoints.authenticator = authenticator
         phases.set_limit(
             RateLimit(limit.capacity, limit.refill_per_second) if limit.enabled else None
         )

@@ -11,15 +11,12 @@ id) is given back what is known here, so that its restart frees nobody.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
-import redis.asyncio as redis_asyncio
-from redis.exceptions import RedisError
-
+from nexus.gateway import redisfeed
 from nexus.policy.blocks import CHANNEL, INDEX_KEY, KEY_PREFIX, subject_of
 
 if TYPE_CHECKING:
@@ -39,17 +36,11 @@ RESYNC_SECONDS: Final = 1.0
 LONG_LIST: Final = 1000
 LONG_RESYNC_SECONDS: Final = 10.0
 
-#: Seconds before Redis is asked again, and after which a silent Redis counts as away.
-RETRY_SECONDS: Final = 0.5
-ANSWER_SECONDS: Final = 2.0
-
 #: PTTL commands of one round trip.
 _CHUNK: Final = 1000
 #: PTTL of a key that is not there, and of one without an end (somebody set it by hand).
 _ABSENT: Final = -2
 _FOR_EVER: Final = -1
-
-_FAILURES: Final = (RedisError, OSError, TimeoutError)
 
 
 class BlockList:
@@ -65,7 +56,7 @@ class BlockList:
         self._ends: dict[str, int] = {}
         self._run_id = ""
         self._entries: Final = metrics.gauge("nexus_block_list_entries")
-        self._connected: Final = metrics.gauge("nexus_block_list_connected")
+        self._metrics: Final = metrics
         self._full = False
 
     def blocked(self, ip: str) -> bool:
@@ -84,54 +75,27 @@ class BlockList:
 
     async def run(self) -> None:
         """Follow Redis until cancelled."""
-        reported = False
-        while True:
-            client: Any = redis_asyncio.Redis.from_url(
-                self._url,
-                decode_responses=True,
-                socket_timeout=ANSWER_SECONDS,
-                socket_connect_timeout=ANSWER_SECONDS,
-            )
-            try:
-                async with client.pubsub(ignore_subscribe_messages=True) as heard:
-                    # Subscribed before the list is read: no change falls between the two.
-                    await heard.subscribe(CHANNEL)
-                    await self._greet(client)
-                    if reported:
-                        log.info("block list: Redis is back")
-                    reported = False
-                    self._connected.set(1)
-                    await self._follow(client, heard)
-            except _FAILURES as error:
-                if not reported:
-                    log.warning("block list: Redis is away, the last known holds: %s", error)
-                reported = True
-            finally:
-                self._connected.set(0)
-                await client.aclose()
-            self._expire()
-            await asyncio.sleep(RETRY_SECONDS)
+        await redisfeed.follow(self, self._url, CHANNEL, "block_list", self._metrics)
 
-    async def _greet(self, client: Any) -> None:
+    async def greet(self, client: Any) -> None:
+        """A new connection: is it the Redis that we know?"""
         run_id = str((await client.info("server")).get("run_id", ""))
         if self._run_id and run_id != self._run_id:
             await self._give_back(client)
-        await self._read_all(client)
         self._run_id = run_id
 
-    async def _follow(self, client: Any, heard: Any) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time() + RESYNC_SECONDS
-        while True:
-            message = await heard.get_message(timeout=max(0.01, due - loop.time()))
-            if message is not None:
-                await self._read_one(client, str(message["data"]))
-            if loop.time() >= due:
-                await self._read_all(client)
-                long = len(self._ends) > LONG_LIST
-                due = loop.time() + (LONG_RESYNC_SECONDS if long else RESYNC_SECONDS)
+    async def resync(self, client: Any) -> float:
+        """Look at the whole list; seconds until the next look."""
+        await self._read_all(client)
+        return LONG_RESYNC_SECONDS if len(self._ends) > LONG_LIST else RESYNC_SECONDS
 
-    async def _read_one(self, client: Any, subject: str) -> None:
+    def away(self) -> None:
+        """What is known holds until its time is over."""
+        self._expire()
+
+    async def heard(self, client: Any, message: str) -> None:
+        """One subject was blocked or freed."""
+        subject = message
         left = int(await client.pttl(KEY_PREFIX + subject))
         if left == _ABSENT:
             self._ends.pop(subject, None)

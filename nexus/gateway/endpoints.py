@@ -13,20 +13,18 @@ from nexus.observability import exposition, health
 
 if TYPE_CHECKING:
     from nexus.gateway._exchange_py import Exchange
-    from nexus.gateway.auth import Authenticator
+    from nexus.gateway.authendpoints import AuthEndpoints
     from nexus.gateway.upstreams import Upstreams
     from nexus.net.service import WorkerContext
     from nexus.observability.telemetry import Telemetry
 
 __all__ = ["Endpoints", "own_routes"]
 
-#: Bytes of a token request; two short texts.
-MAX_TOKEN_REQUEST: Final = 8192
+#: Bytes of a request to /auth/…: two short texts, or a token of an identity provider.
+MAX_TOKEN_REQUEST: Final = 16_384
 
 _JSON: Final = b"application/json"
 _NO_STORE: Final = b"Cache-Control: no-store\r\n"
-#: "A server generating a 401 response MUST send a WWW-Authenticate" (RFC 9110 §15.5.2).
-_CHALLENGE: Final = b'WWW-Authenticate: Bearer realm="nexus"\r\n'
 _READ: Final = frozenset((b"GET", b"HEAD"))
 
 _POST: Final = frozenset((b"POST",))
@@ -49,11 +47,18 @@ def own_routes(handler: Callable[[str], Handler] | None = None) -> list[tuple[st
 
     def credentials(path: str, name: str) -> Route:
         return Route(
-            path, _POST, authenticated=False, handler=find(name), max_body=MAX_TOKEN_REQUEST
+            path,
+            _POST,
+            authenticated=False,
+            handler=find(name),
+            max_body=MAX_TOKEN_REQUEST,
+            reads_cookie=True,
         )
 
     own = [
         credentials("/auth/token", "token"),
+        credentials("/auth/refresh", "refresh"),
+        credentials("/auth/revoke", "revoke"),
         open_to_all("/health", "health"),
         open_to_all("/ready", "ready"),
         open_to_all("/metrics", "metrics"),
@@ -69,33 +74,24 @@ def _unanswered(_exchange: Exchange, _body: bytes) -> None:
 
 
 class Endpoints:
-    """What the handlers need; ``authenticator`` is ``None`` while authentication is off."""
+    """What the handlers need; those of ``/auth/…`` are in ``auth``."""
 
     def __init__(
-        self, context: WorkerContext[Any, Any], upstreams: Upstreams, telemetry: Telemetry | None
+        self,
+        context: WorkerContext[Any, Any],
+        upstreams: Upstreams,
+        telemetry: Telemetry | None,
+        auth: AuthEndpoints,
     ) -> None:
         self._context: Final = context
         self._upstreams: Final = upstreams
         self._telemetry: Final = telemetry
+        self._auth: Final = auth
         self._encode: Final = msgspec.json.Encoder().encode
-        self.authenticator: Authenticator | None = None
 
     def routes(self) -> list[tuple[str, Route]]:
         """The paths of the gateway itself."""
-        return own_routes(lambda name: getattr(self, name))
-
-    def token(self, exchange: Exchange, body: bytes) -> None:
-        """``POST /auth/token``: client credentials for a bearer token."""
-        if self.authenticator is None or not self.authenticator.issues:
-            exchange.reject(404, "auth_disabled", "There are no tokens to be had here.")
-            return
-        status, document = self.authenticator.issue(body, exchange.wall_ns / 1e9)
-        result = "issued" if status == 200 else str(document.get("reason", "refused"))
-        self._context.metrics.counter("nexus_auth_tokens_total", result=result).inc()
-        if status != 200:
-            exchange.reason = result
-        extra = _NO_STORE + _CHALLENGE if status == 401 else _NO_STORE
-        exchange.answer(status, self._encode(document), _JSON, extra)
+        return own_routes(lambda name: getattr(self if hasattr(self, name) else self._auth, name))
 
     def health(self, exchange: Exchange, _body: bytes) -> None:
         """Liveness, exactly as the contract has it; the admin listener tells more."""

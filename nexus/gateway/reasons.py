@@ -36,14 +36,23 @@ REASONS: Final[dict[str, tuple[int, str]]] = {
     "cors_method": (403, "a preflight for a method that `cors.methods` does not name"),
     "cors_headers": (403, "a preflight for a header that `cors.headers` does not name"),
     "bad_transform": (400, "a value for a header of `request.headers` holds a control character"),
-    # POST /auth/token
+    # POST /auth/token, /auth/refresh, /auth/revoke
     "auth_disabled": (
         404,
         "`auth.enabled` is false, or `auth.jwt_secret` is empty",
     ),
     "bad_json": (400, "the body is not a JSON object"),
-    "missing_field": (400, "`client_id` or `client_secret` is missing"),
-    "bad_field": (400, "`client_id` or `client_secret` is not text, or empty"),
+    "missing_field": (400, "`client_id`, `client_secret`, `refresh_token` or `token` is missing"),
+    "bad_field": (400, "one of them, or `scope`, is not text, or empty"),
+    "refresh_disabled": (404, "`auth.refresh.enabled` is false"),
+    "bad_refresh_token": (401, "the refresh token was not made here"),
+    "refresh_reused": (401, "the refresh token was used before, so its whole session was revoked"),
+    "session_ended": (
+        401,
+        "the session is over, or its client's rights have changed",
+    ),
+    "sessions_unavailable": (503, "Redis is away, which keeps sessions and the denylist"),
+    "auth_busy": (503, "too many answers of `/auth/…` are under way"),
     "bad_credentials": (401, "no such client, or a wrong secret"),
     "bad_scope": (400, "the client asks for a scope that it does not have"),
     # Tokens

@@ -99,11 +99,23 @@ class Upstreams:
                 log.info("upstream reweighted", extra={"upstream": url, "weight": entry.weight})
                 known.weight = entry.weight
         self._groups = {url: entry.group for url, entry in wanted.items()}
+        self._warn_of_idle_weights(entries)
         # The file's order is the order of the turns.
         self._servers = {url: self._servers[url] for url in wanted}
         self._balance()
         self.sweep()
         self.report()
+
+    def _warn_of_idle_weights(self, entries: Sequence[ServiceEntry]) -> None:
+        """Weights that differ and do nothing are a mistake, in the file or in the settings."""
+        algorithm = self._settings.balancer.algorithm
+        if self._worker == 0 and algorithm != "weighted":
+            if len({entry.weight for entry in entries}) > 1:
+                log.warning(
+                    "weights of the services file have no effect, set balancer.algorithm to "
+                    "'weighted'",
+                    extra={"algorithm": algorithm},
+                )
 
     def _balance(self) -> None:
         """Each group's balancer gets the servers of its group."""

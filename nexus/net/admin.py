@@ -34,17 +34,25 @@ class AdminServer:
 
 
 async def start_admin(
-    context: WorkerContext[Any, Any], routes: Mapping[str, Handler] | None = None
+    context: WorkerContext[Any, Any],
+    routes: Mapping[str, Handler] | None = None,
+    *,
+    why_not_ready: Callable[[], str] = str,
 ) -> AdminServer:
-    """Serve ``/health``, ``/ready``, ``/metrics`` and ``routes`` (path → GET handler)."""
+    """Serve ``/health``, ``/ready``, ``/metrics`` and ``routes`` (path → GET handler).
+
+    ``why_not_ready`` says what this worker lacks to do its work, although its process serves;
+    empty: nothing.
+    """
     app = web.Application()
 
     async def get_health(_request: web.Request) -> web.Response:
         return web.json_response(health.health_payload(context.service, context.states.all()))
 
     async def get_ready(_request: web.Request) -> web.Response:
-        ready = context.states.serving()
-        payload = health.ready_payload(context.service, ready, context.states.all())
+        reason = why_not_ready()
+        ready = context.states.serving() and not reason
+        payload = health.ready_payload(context.service, ready, context.states.all(), reason=reason)
         return web.json_response(payload, status=200 if ready else 503)
 
     async def get_metrics(_request: web.Request) -> web.Response:

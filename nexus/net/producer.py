@@ -63,6 +63,9 @@ _GIVE_UP_SECONDS: Final = 60.0
 #: A batch that fails this often, each time on a new connection, is what the broker refuses.
 _MAX_FAILURES: Final = 5
 
+#: Seconds between two readings of how many events are held.
+_GAUGE_SECONDS: Final = 0.5
+
 #: Seconds between two attempts at least: an error that comes at once must not take the loop.
 _LEAST_PAUSE: Final = 0.05
 
@@ -136,6 +139,7 @@ class EventProducer:
         self._bytes = 0
         self._accepting = settings.enabled
         self._task: asyncio.Task[None] | None = None
+        self._gauge: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._client: Any = None
         self._empty: Final = asyncio.Event()
@@ -180,11 +184,15 @@ class EventProducer:
             if topic not in self._topics:
                 self._open(topic)
         self._task = asyncio.create_task(self._run(), name="event-producer")
+        self._gauge = asyncio.create_task(self._report(), name="event-producer-gauge")
 
     async def stop(self, deadline_seconds: float) -> None:
         """Flush what is held within the deadline, then disconnect; the rest counts as dropped."""
         self._accepting = False
         task, self._task = self._task, None
+        if self._gauge is not None:
+            await end_tasks([self._gauge])
+            self._gauge = None
         if task is not None:
             if self._bytes:
                 with contextlib.suppress(TimeoutError):
@@ -220,6 +228,12 @@ class EventProducer:
         if self._group is not None:
             self._group.create_task(self._pump(self._group, self._client, lane))
         return lane
+
+    async def _report(self) -> None:
+        """The gauge, also while there is no broker; it costs the request path nothing."""
+        while True:
+            await asyncio.sleep(_GAUGE_SECONDS)
+            self._queued.set(self._events)
 
     async def _run(self) -> None:
         """One connection after the other; no error ends this, or events would be lost unseen."""
@@ -281,7 +295,6 @@ class EventProducer:
             await lane.wake.wait()
             if self._accepting:
                 await asyncio.sleep(linger)
-            self._queued.set(self._events)
             if not lane.pending:
                 lane.wake.clear()
                 continue

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
 from nexus.settings import RESTART, Settings
 
 __all__ = [
+    "REDIS_FORM",
+    "REDIS_PATTERN",
     "DialTlsSettings",
     "KafkaSettings",
     "ListenTlsSettings",
@@ -19,6 +21,10 @@ __all__ = [
     "RedisSettings",
     "ServiceSettings",
 ]
+
+#: What a Redis URL begins with, and the same for people.
+REDIS_PATTERN: Final = r"^(rediss?|unix)://"
+REDIS_FORM: Final = "redis://[user:password@]host:port[/db], rediss://… or unix:///path"
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
@@ -41,7 +47,8 @@ class RedisSettings(Settings, frozen=True):
     url: Annotated[
         str,
         Meta(
-            pattern=r"^(rediss?|unix)://",
+            pattern=REDIS_PATTERN,
+            extra={"form": REDIS_FORM},
             description="`redis://[user:password@]host:port[/db]`, `rediss://…` or `unix:///path`",
         ),
     ] = "redis://127.0.0.1:6379/0"
@@ -117,7 +124,12 @@ class ListenerSettings(Settings, frozen=True):
     port: Annotated[Port, Meta(description="port; 0: a free one, which the log names")] = 0
     unix: Annotated[str, Meta(description="path of a unix socket, in place of host and port")] = ""
     unix_mode: Annotated[
-        str, Meta(pattern="^0?[0-7]{3}$", description="permissions of the unix socket, octal")
+        str,
+        Meta(
+            pattern="^0?[0-7]{3}$",
+            extra={"form": "three octal digits"},
+            description="permissions of the unix socket, octal",
+        ),
     ] = "660"
     tls: ListenTlsSettings = ListenTlsSettings()
     proxy_protocol: ProxyProtocolSettings = ProxyProtocolSettings()

@@ -155,7 +155,9 @@ _GATEWAY: Final = (
     ),
     _gauge("nexus_block_list_entries", "Blocked subjects a worker enforces.", over="max"),
     _gauge("nexus_block_list_connected", "1 while the block list is heard.", over="max"),
-    _counter("nexus_auth_tokens_total", "Answers of POST /auth/token, by result.", "result"),
+    _counter("nexus_auth_tokens_total", "Answers of POST /auth/…, by result.", "result"),
+    _gauge("nexus_auth_denylist_entries", "Revoked tokens a worker refuses.", over="max"),
+    _gauge("nexus_auth_denylist_connected", "1 while the denylist is heard.", over="max"),
     _counter("nexus_auth_cache_total", "Lookups in the verified-token cache.", "result"),
     _counter(
         "nexus_auth_key_fetches_total",

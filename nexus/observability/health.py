@@ -37,11 +37,16 @@ def ready_payload(
     ready: bool,
     workers: Iterable[tuple[int, str, int]],
     *,
+    reason: str = "",
     now_ms: int | None = None,
 ) -> dict[str, Any]:
-    """``{"status": "ready" | "not-ready", …}``; goes with status 200 or 503."""
+    """``{"status": "ready" | "not-ready", …}``; goes with status 200 or 503.
+
+    ``reason``: what is lacking, where it is not the workers.
+    """
     return {
         "status": "ready" if ready else "not-ready",
+        **({"reason": reason} if reason else {}),
         "service": service,
         "timestamp": clock.iso_utc(clock.wall_ms() if now_ms is None else now_ms),
         "workers": _workers(workers),

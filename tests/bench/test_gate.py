@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.requirements import kernels
 
 from bench import gate
 from bench.kernels import CASES, Case, variants
 
-built = pytest.mark.skipif(
-    importlib.util.find_spec("nexus._speedups._resp_c") is None, reason="kernels are not built"
-)
+built = pytest.mark.usefixtures("_kernels")
+
+
+@pytest.fixture
+def _kernels() -> None:
+    kernels()
 
 
 def busy(steps: int) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 from collections.abc import Callable
 from urllib.request import urlopen
 
 import pytest
 import redis.asyncio
+from support.requirements import tool
 
 from .proxy import Proxy, eventually
 
@@ -41,17 +41,10 @@ async def test_redis_py_asyncio(proxy: Proxy, protocol: int) -> None:
         assert [(await pop)[1] for pop in pops] == [str(i) for i in range(10)]
 
 
-def _tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
 def test_redis_cli(proxy: Proxy) -> None:
     script = "SET a 1\nMULTI\nINCR a\nEXEC\nHELLO 3\nHSET h f v\nHGETALL h\nSELECT 1\nGET a\n"
     done = subprocess.run(
-        [_tool("redis-cli"), "-p", str(proxy.port)],
+        [tool("redis-cli"), "-p", str(proxy.port)],
         input=script,
         capture_output=True,
         text=True,
@@ -65,7 +58,7 @@ def test_redis_cli(proxy: Proxy) -> None:
 
 
 def test_redis_benchmark(proxy: Proxy) -> None:
-    command = [_tool("redis-benchmark"), "-p", str(proxy.port), "-q", "-n", "400", "-c", "10"]
+    command = [tool("redis-benchmark"), "-p", str(proxy.port), "-q", "-n", "400", "-c", "10"]
     done = subprocess.run(
         [*command, "-P", "4"], capture_output=True, text=True, timeout=60, check=True
     )

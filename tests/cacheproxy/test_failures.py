@@ -12,9 +12,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 import redis
+from support.requirements import missing
 from support.servers import RedisServer, free_port
 
 from .proxy import Proxy, Raw, clients_of, encode, eventually
@@ -45,6 +48,38 @@ def test_redis_down_at_start_then_up(
             time.sleep(0.01)
         assert time.monotonic() - up < 1.5
         assert raw.ask("EVAL", "return 1", 0) == b":1\r\n"
+
+
+def test_an_outage_is_two_lines_and_ready_tells_it(
+    proxy_factory: Start, redis_factory: Callable[..., RedisServer]
+) -> None:
+    """However many connections notice it: three databases are three shared connections."""
+    server = redis_factory()
+    proxy = proxy_factory(server.url)
+
+    def ready() -> tuple[int, str]:
+        try:
+            with urlopen(f"http://127.0.0.1:{proxy.admin_port}/ready", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except HTTPError as error:
+            return error.code, error.read().decode()
+
+    assert ready()[0] == 200
+    with proxy.raw() as first, proxy.raw() as second, proxy.raw() as third:
+        for database, raw in enumerate((first, second, third)):
+            assert raw.ask("SELECT", database) == b"+OK\r\n"
+            assert raw.ask("PING") == b"+PONG\r\n"
+        server.kill()
+        assert eventually(lambda: ready()[0] == 503)
+        assert '"reason": "redis is away for ' in ready()[1]
+        assert first.ask("PING") == LOADING  # it goes on to answer
+        server.start()
+        assert eventually(lambda: ready()[0] == 200)
+        assert eventually(lambda: "redis is back" in proxy.log)
+        for raw in (first, second, third):
+            assert eventually(lambda raw=raw: raw.ask("PING") == b"+PONG\r\n")
+    lines = [line for line in proxy.log.splitlines() if re.search("redis (lost|is)", line)]
+    assert ["lost" in line for line in lines] == [True, False], proxy.log
 
 
 def test_redis_killed_under_load_and_restarted(
@@ -410,7 +445,7 @@ def test_tls_upstream(
             *("--tls-auth-clients", "no"),
         )
     except RuntimeError:
-        pytest.skip("this redis-server was built without TLS")
+        missing("this redis-server was built without TLS")
     proxy = proxy_factory(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}")
     with proxy.raw() as raw:
         assert raw.ask("SET", "a", b"x" * 200_000) == b"+OK\r\n"

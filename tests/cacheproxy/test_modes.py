@@ -35,7 +35,7 @@ def test_own_answers_keep_the_clients_order(proxy: Proxy) -> None:
         assert raw.reply().startswith(b"-ERR unknown subcommand 'NONE'")
         assert raw.reply() == b"$1\r\n1\r\n"
         assert raw.reply().startswith(b"-ERR wrong number of arguments")
-        assert b"+NEXUS <subcommand>" in raw.reply()
+        assert b"+NEXUS <subcommand>. Subcommands are:\r\n+HELP" in raw.reply()
         assert raw.reply() == b"+PONG\r\n"
 
 

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from tests.conftest import missing
+from support.requirements import missing
 
 from .proxy import Proxy
 

@@ -138,6 +138,10 @@ def test_wrong_words_are_refused(capsys):
         assert ended.value.code == 2
     assert nexus(["block", "--redis", "redis://127.0.0.1:1/0", "list"]) == 1
     assert "nexus block: Redis:" in capsys.readouterr().err
+    assert nexus(["block", "--redis", "localhost", "list"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("nexus block: --redis: expected redis://")
+    assert line.endswith("got 'localhost'")
 
 
 def test_subjects_and_networks():

@@ -125,3 +125,10 @@ def test_wrong_words_are_refused(capsys):
     assert nexus(["events", "dlq", "nonsense"]) == 2
     words = ["--partition", "0", "--first", "5", "--last", "4"]
     assert nexus(["events", "replay", HITS, *words]) == 2
+
+
+@pytest.mark.parametrize("address", ["host:", "[::1", "host:99999", ":9092"])
+def test_a_wrong_broker_address_is_one_line(address, capsys):
+    assert nexus(["events", "--kafka", address, "tail"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("nexus events: --kafka: expected host:port")

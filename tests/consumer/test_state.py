@@ -190,6 +190,13 @@ async def test_spikes_are_those_of_a_naive_model(make, latencies, step):
     assert found == wanted
 
 
+async def test_no_latency_below_the_floor_is_a_spike(make):
+    state = make(spike=SpikeSettings(window=5, min_samples=2, floor_ms=25))
+    values = [1.0, 1.0, 24.9, 1.0, 1.0, 25.0]
+    events = [(i, done(f"{uuid.uuid4()}", v, "r"), None) for i, v in enumerate(values)]
+    assert [a.place for a in await state.judge(DONE, 0, 0, events)] == [5]
+
+
 async def test_every_opened_circuit_is_an_alert_once(plain, make):
     state = make()
     event = CircuitOpened(

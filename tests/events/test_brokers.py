@@ -1,7 +1,6 @@
 """The two brokers of a developer: what they say when they cannot run, and that they end."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.requirements import module, tool
 
 ROOT = Path(__file__).resolve().parents[2]
 KAFKA_DEV = ROOT / "scripts" / "kafka-dev"
@@ -39,9 +39,8 @@ def test_without_java_it_says_what_to_install(tmp_path):
     assert run.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(shutil.which("java") is None, reason="no java")
 def test_without_maven_it_says_what_to_install(tmp_path):
-    (tmp_path / "java").symlink_to(shutil.which("java"))
+    (tmp_path / "java").symlink_to(tool("java"))
     run = kafka_dev(tmp_path / "home", "start", "--port", "0", PATH=str(tmp_path))
     assert run.returncode == 1
     assert run.stderr == "kafka-dev: mvn is missing: install Maven (it fetches the broker, once)\n"
@@ -64,7 +63,7 @@ def test_a_wrong_command_line_is_refused(tmp_path, arguments):
 
 
 def test_the_in_memory_broker_prints_its_address_and_ends_when_asked():
-    pytest.importorskip("confluent_kafka")
+    module("confluent_kafka")
     broker = subprocess.Popen(
         [sys.executable, "-m", "nexus.demo.kafka"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

@@ -100,6 +100,10 @@ async def test_without_a_broker_emitting_is_immediate_bounded_and_counted(metric
     assert producer.held_bytes <= 65_536
     assert not producer.connected
     assert value_of(metrics, "nexus_events_dropped_total", topic="t", reason="buffer_full") == 50
+    queued = metrics.gauge("nexus_events_queued")
+    while queued.value != room:  # what waits is seen, also before there ever was a broker
+        assert time.monotonic() - began < 5
+        await asyncio.sleep(0.05)
     began = time.monotonic()
     await producer.stop(0.2)
     assert time.monotonic() - began < 5

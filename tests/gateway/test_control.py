@@ -18,7 +18,7 @@ from gateway_process import BACKENDS, GatewayProcess, check_backend
 from gateway_upstream import Upstream
 
 from nexus.gateway.discovery import ServiceEntry
-from nexus.gateway.settings import GatewaySettings
+from nexus.gateway.settings import BalancerSettings, GatewaySettings
 from nexus.gateway.upstreams import Upstreams
 from nexus.gateway.wheel import Wheel
 from nexus.observability.registry import Registry
@@ -167,6 +167,27 @@ def test_breakers_that_find_no_room_are_counted() -> None:
     assert overflows.value == 2
     upstreams.report()
     assert overflows.value == 2
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "weights", "lines"),
+    [
+        ("round-robin", (1, 2), 1),
+        ("round-robin", (2, 2), 0),
+        ("weighted", (1, 2), 0),
+    ],
+)
+def test_weights_without_effect_are_said_once(
+    algorithm: Any, weights: tuple[int, ...], lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = GatewaySettings(balancer=BalancerSettings(algorithm=algorithm))
+    entries = [ServiceEntry(url=f"http://{w}-{i}", weight=w) for i, w in enumerate(weights)]
+    for worker in (0, 1):
+        table = BreakerTable(bytearray(BreakerTable.size(4, 2)), 4, 2)
+        metrics = Registry(workers=2).open(worker)
+        Upstreams(settings, table, worker, Wheel(0), metrics, random.Random(1)).apply(entries)
+    said = [r for r in caplog.records if "weights of the services file" in r.getMessage()]
+    assert len(said) == lines
 
 
 # ------------------------------------------------------------------------------------ clients

@@ -8,7 +8,6 @@ only on those two.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from gateway_process import GatewayProcess
 from proxy_peers import NAMES, executable, running, version
 from recording_upstream import RecordingUpstream, Request
 from smuggling_corpus import ATTACKS, HIDDEN, VALID, Valid
+from support.requirements import missing
 
 from nexus._speedups import BACKEND
 
@@ -157,9 +157,7 @@ class Proxy:
 def peer(request: pytest.FixtureRequest) -> Iterator[Proxy]:
     name = request.param
     if executable(name) is None:
-        if os.environ.get("NEXUS_TEST_REQUIRE") == "all":
-            pytest.fail(f"required by NEXUS_TEST_REQUIRE=all: no {name} on PATH", pytrace=False)
-        pytest.skip(f"no {name} on PATH")
+        missing(f"no {name} on PATH")
     upstream = RecordingUpstream().start()
     with running(name, upstream.port) as port:
         yield Proxy(name, port, upstream)

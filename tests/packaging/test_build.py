@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.requirements import tool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,8 +80,8 @@ def test_extensions_can_be_switched_off(tree):
     assert built(tree) == []
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_with_a_compiler_the_kernel_is_built(tree):
+    tool("cc")
     done = build(tree, NEXUS_REQUIRE_EXTENSIONS="1")
     assert done.returncode == 0, done.stderr
     assert [path.name.split(".")[0] for path in built(tree)] == ["_wrr_c"]

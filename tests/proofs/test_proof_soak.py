@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from support.requirements import missing
 
 from proofs.soak import Window, growth, prove, unexplained
 from proofs.soakload import Tally
 from proofs.soakrig import SERVICES, Fault, Usage
-from tests.conftest import missing
 
 
 async def nothing() -> None:

@@ -102,6 +102,14 @@ def test_an_error_names_file_path_value_and_expectation(tmp_path, text, message)
         ),
         ("NEXUS_GATEWAY_PORT", "[", "not a YAML value: '['"),
         ("NEXUS_GATEWAY_PORT", "70000", "port: expected an integer <= 65535, got 70000"),
+        (
+            "NEXUS_GATEWAY_REDIS__URL",
+            "http://h",
+            (
+                "redis.url: expected redis://[user:password@]host:port[/db], rediss://… or "
+                "unix:///path, got 'http://h'"
+            ),
+        ),
     ],
 )
 def test_an_error_names_the_environment_variable(name, value, message):

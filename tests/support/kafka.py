@@ -1,12 +1,11 @@
 """Fixtures of the areas that deal in events; their conftest.py imports what it offers."""
 
-import os
-
 import pytest
 
 from nexus.demo.kafka import MockBroker
 from nexus.errors import NexusError
 from nexus.observability.registry import Registry
+from support.requirements import missing
 
 
 @pytest.fixture(scope="session")
@@ -15,9 +14,7 @@ def mock_kafka():
     try:
         broker = MockBroker()
     except NexusError as error:
-        if os.environ.get("NEXUS_TEST_REQUIRE") == "all":
-            pytest.fail(f"required by NEXUS_TEST_REQUIRE=all: {error}", pytrace=False)
-        pytest.skip(str(error))
+        missing(str(error))
     with broker:
         yield broker.bootstrap
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from nexus.demo.console import MAX_LINE, Console, readable, wants_colour
+from nexus.demo.console import MAX_LINE, Console, last_words, readable, wants_colour
 from nexus.observability.logs import JsonFormatter
 
 
@@ -83,6 +83,20 @@ def test_the_services_own_log_lines_are_understood():
 @pytest.mark.parametrize("line", ["plain", "{not json", "[1]", "", "{"])
 def test_other_lines_pass_unchanged(line):
     assert readable(line) == line
+
+
+def test_last_words_are_the_trouble_else_the_end():
+    def line(level, message):
+        return json.dumps({"level": level, "message": message})
+
+    chatter = [line("info", f"line {i}") for i in range(9)]
+    assert last_words(chatter, 2) == ["line 7", "line 8"]
+    assert last_words([line("error", "it broke"), *chatter, ""], 3) == ["ERROR it broke"]
+    assert last_words([*chatter, "Traceback …", "OSError: full"], 9) == [
+        "Traceback …",
+        "OSError: full",
+    ]
+    assert last_words([], 3) == []
 
 
 def test_prefixes_line_up_and_long_lines_are_cut():

