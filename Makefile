@@ -87,6 +87,14 @@ prove-transactions: build ## WATCH/MULTI at 2700/s opens no more connections tha
 prove-staleness: build ## no read older than max_staleness in a million operations under faults
 	@$(BIN)/python -m proofs.staleness --results proofs/results $(ARGS)
 
+.PHONY: prove-stampede
+prove-stampede: build ## 12 000 clients miss one key: how often is it loaded?
+	@$(BIN)/python -m proofs.stampede --results proofs/results $(ARGS)
+
+.PHONY: demo-stampede
+demo-stampede: build ## the same with and without the cacheproxy, two numbers and a chart
+	@$(BIN)/python -m proofs.stampede --demo $(ARGS)
+
 .PHONY: prove-idle
 prove-idle: build ## memory of 10 000 idle clients of the cacheproxy
 	@$(BIN)/python -m proofs.idle --results proofs/results $(ARGS)

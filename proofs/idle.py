@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import resource
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import uvloop
 
 from proofs.client import Connection, encode
 from proofs.report import Result, save
-from proofs.rig import Proxy, Redis, RigError, memory_kib, open_files
+from proofs.rig import Proxy, Redis, RigError, memory_kib, open_files, raise_file_limit
 
 __all__ = ["MOST_KIB", "Options", "main", "prove"]
 
@@ -62,21 +61,10 @@ async def _use(number: int, client: Connection) -> bool:
     return replies == [b"OK", *[_VALUE] * 10]
 
 
-def _raise_file_limit(clients: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = clients + 200
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, OverflowError, ValueError) as error:
-        raise RigError(f"{clients} clients need {wanted} open files: {error}") from None
-
-
 async def prove(options: Options, directory: Path) -> Result:
     """Run the proof with its own servers, logs in ``directory``."""
     count = options.clients
-    _raise_file_limit(count)
+    raise_file_limit(count + 200)
     redis = Redis(directory)
     environ = {"NEXUS_CACHEPROXY_LIMITS__MAX_CLIENTS": str(count + 100)}
     if options.backend == "pure":

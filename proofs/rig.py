@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Final
 from bench.processes import free_ports
 from proofs.client import ClosedError, Connection
 
-__all__ = ["Proxy", "Redis", "RigError", "memory_kib", "open_files"]
+__all__ = ["Proxy", "Redis", "RigError", "memory_kib", "open_files", "raise_file_limit"]
 
 #: Seconds for a server to start on a busy machine.
 _PATIENCE: Final = 20.0
@@ -34,6 +35,17 @@ def memory_kib(pid: int, field: str = "VmRSS") -> int:
 
 def open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  (names only, many times)
+
+
+def raise_file_limit(wanted: int) -> None:
+    """Let this process and its children open so many files; raises :class:`RigError`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, OverflowError, ValueError) as error:
+        raise RigError(f"{wanted} open files are needed (ulimit -n): {error}") from None
 
 
 class _Server:
@@ -77,8 +89,9 @@ class _Server:
 class Redis(_Server):
     """``redis-server`` without persistence, on one free port for all its lives."""
 
-    def __init__(self, directory: Path, executable: str = "redis-server") -> None:
+    def __init__(self, directory: Path, executable: str = "redis-server", *arguments: str) -> None:
         super().__init__("redis", directory, os.environ)
+        self._arguments: Final = arguments
         self.host: Final = "127.0.0.1"
         self.port: Final = free_ports(1)[0]
         self._executable = executable
@@ -90,6 +103,7 @@ class Redis(_Server):
                 self._executable,
                 *("--port", str(self.port), "--bind", self.host, "--save", ""),
                 *("--appendonly", "no", "--dir", str(self.directory)),
+                *self._arguments,
             ]
         )
         deadline = time.monotonic() + _PATIENCE
