@@ -23,6 +23,8 @@ cdef class Attempts(ServedRequest):
     cdef object _attempt(self)
     @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)
     cdef object _attempt_answered(self, int status)
+    @cython.locals(server=Server, breaker=Breaker)
+    cdef object _pick_usable(self, object balancer)
     cdef bint _may_repeat(self) except -1
     cdef object _repeat(self)
     @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)

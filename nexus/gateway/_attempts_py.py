@@ -54,12 +54,8 @@ class Attempts(ServedRequest):
             breaker: Any = server.breaker
             self._permit = breaker.allow(now)
             if not self._permit:  # open: now ask all of them, which most requests need not
-                server = balancer.pick(core.usable, self._tried)
-                if server is not None:
-                    breaker = server.breaker
-                    self._permit = breaker.allow(now)
-        if server is None or not self._permit:
-            # No upstream, or another worker took the half-open trial between the two questions.
+                server = self._pick_usable(balancer)
+        if server is None:
             if self.attempt:
                 self._give_up(502, "no_upstream_left", "No upstream is left to try.")
             else:
@@ -78,6 +74,23 @@ class Attempts(ServedRequest):
         connection = pool.acquire(self)
         if connection is not None:
             self.on_connected(connection)
+
+    def _pick_usable(self, balancer: Any) -> Any:
+        """A server whose breaker lets this request through, with its permit; else ``None``.
+
+        Another worker may take a half-open trial between the balancer's question and ours: then
+        that server is out, and the balancer is asked again.
+        """
+        refused: list[Any] = []
+        while True:
+            server: Any = balancer.pick(self.core.usable, [*self._tried, *refused])
+            if server is None or server in refused:
+                return None
+            # Later than the balancer's question: what it found ready is so still.
+            self._permit = server.breaker.allow(monotonic_ns())
+            if self._permit:
+                return server
+            refused.append(server)
 
     def _attempt_answered(self, status: int) -> None:
         """A response head: good or bad, the upstream lives."""
@@ -166,7 +179,7 @@ class Attempts(ServedRequest):
             self.reject(504, "queue_timeout", "No upstream connection became free in time.")
         elif state == BACKOFF:
             self._attempt()
-        elif state == STREAMING:
+        elif state in (STREAMING, TUNNEL):
             self._let_go_of_upstream()
             self.break_off("stream_idle")
 

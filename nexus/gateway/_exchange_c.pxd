@@ -34,11 +34,12 @@ cdef class Exchange(Attempts):
     cdef object _too_large(self)
     @cython.locals(status=cython.int, keep=cython.bint, wraps=cython.bint)
     cpdef object on_response(self, object connection, ResponseHead head, bytes body, bint complete)
+    cdef bint _idle_timeout(self, UpstreamConnection connection, ResponseHead head) except -1
     cdef object _set_aside(self, UpstreamConnection connection, ResponseHead head, bytes body, bint complete)
     cdef object _end(self, UpstreamConnection connection, bytes block, bytes extra, bytes body, bint keep)
     cdef object _stream(self, bytes block, bytes extra, bytes body, long long length, bint keep)
     cdef bytes _frame(self, bytes data)
     cpdef object on_tunnel_data(self, bytes data)
-    cpdef object block_client(self, bint watched)
+    cpdef object block_client(self)
     cpdef object unblock_client(self)
     cpdef object close_upstream_writing(self)

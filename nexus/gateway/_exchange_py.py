@@ -160,9 +160,10 @@ class Exchange(Attempts):
                 self.core.wheel.schedule(self, self.core.wheel.now + self.route.response_ns)
         elif self._state == TUNNEL:
             self.session.pause_request()
+            self.core.wheel.schedule(self, self.core.wheel.now + self.route.stream_idle_ns)
 
     def on_upstream_writable(self) -> None:
-        if not self.request_done and self._state == SENT:
+        if self._state == TUNNEL or (not self.request_done and self._state == SENT):
             self.deadline = 0
         self.session.resume_request()
 
@@ -186,6 +187,11 @@ class Exchange(Attempts):
         self, connection: UpstreamConnection, head: ResponseHead, body: bytes, complete: bool
     ) -> None:
         status = head.status
+        if status == 408 and self._idle_timeout(connection, head):
+            self.connection = None
+            connection.discard()
+            self._repeat()
+            return
         self._attempt_answered(status)
         if status >= 500 and status in RETRIABLE_STATUS:
             decision = self._decide(Failure.STATUS, status)
@@ -206,6 +212,19 @@ class Exchange(Attempts):
         else:
             self.wraps = wraps
             self._stream(block, extra, body, head.content_length, keep)
+
+    def _idle_timeout(self, connection: UpstreamConnection, head: ResponseHead) -> bool:
+        """Whether a 408 is no answer to this request, but the end of an idle connection.
+
+        Some servers say it before they close one, and it crosses the next request (RFC 9110
+        §15.5.9: that request may be repeated on a new connection).
+        """
+        return (
+            not head.keep_alive
+            and self.request_done
+            and (connection.rested or connection.requests > 1)
+            and self._may_repeat()
+        )
 
     def _set_aside(
         self, connection: UpstreamConnection, head: ResponseHead, body: bytes, complete: bool
@@ -332,14 +351,14 @@ class Exchange(Attempts):
         if self.connection is not None:
             self.connection.write(data)
 
-    def block_client(self, watched: bool) -> None:
+    def block_client(self) -> None:
         """The client takes no more bytes: read no more from the upstream.
 
-        ``watched``: the session keeps the time, for it is not the upstream that is silent.
+        The session keeps the time from now on, for it is not the upstream that is silent.
         """
         if self.connection is not None:
             self.connection.pause_reading()
-            if watched and self._state == STREAMING:
+            if self._state == STREAMING:
                 self.deadline = 0
 
     def unblock_client(self) -> None:

@@ -37,6 +37,8 @@ cdef class Session(ClientPort):
     cdef long long _body_started
     cdef long long _unsent
     cdef long long _window
+    cdef long long _send_by
+    cdef long long _paused_at
     cdef long long _last_read
     cdef long long _served
 
@@ -59,3 +61,5 @@ cdef class Session(ClientPort):
     cdef object _watch_sending(self, long long now, long long window)
     @cython.locals(taken=cython.longlong)
     cdef object _check_sending(self, long long now)
+    @cython.locals(core=Core, until=cython.longlong)
+    cdef object _expect_body(self, long long now)

@@ -15,6 +15,8 @@ head is not parsed before the exchange is over; what it sent ahead waits in ``_p
 
 from __future__ import annotations
 
+import socket
+import struct
 from typing import Any, Final
 
 import cython  # type: ignore[import-untyped]
@@ -54,6 +56,10 @@ SEND_WINDOW_NS: Final = 60_000_000_000
 CLOSE_WINDOW_NS: Final = 5_000_000_000
 
 
+#: struct linger: on, no seconds.
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+
+
 class Session(ClientPort):
     """An asyncio ``BufferedProtocol``; one per accepted connection."""
 
@@ -87,6 +93,8 @@ class Session(ClientPort):
         self._body_started = 0
         self._unsent = 0
         self._window = 0
+        self._send_by = 0
+        self._paused_at = 0
         self._last_read = 0
         self._served = 0
         self._blocked = False
@@ -152,15 +160,14 @@ class Session(ClientPort):
 
     def pause_writing(self) -> None:
         self._blocked = True
-        watched = self._state == _WAITING
-        self.exchange.block_client(watched)
-        if watched:
+        self.exchange.block_client()
+        if self._state != _READING and self._state != _LINGERING:
             window = min(SEND_WINDOW_NS, self.core.stream_idle_ns)
             self._watch_sending(self.core.wheel.now, window)
 
     def resume_writing(self) -> None:
         self._blocked = False
-        if self._state == _WAITING:
+        if self._state == _WAITING or self._state == _TUNNELLING:
             self.deadline = 0
         self.exchange.unblock_client()
 
@@ -243,7 +250,7 @@ class Session(ClientPort):
                 self._decoder = ChunkedDecoder(True)
             self._decoder.reset()
         self._body_started = self._last_read
-        core.wheel.schedule(self, core.wheel.now + core.body_idle_ns)
+        core.wheel.schedule(self, core.wheel.now + min(core.body_idle_ns, RATE_GRACE_NS))
 
     def _read_body(self, buffer: bytearray, at: int, end: int) -> int:
         if self._chunked:
@@ -314,7 +321,8 @@ class Session(ClientPort):
 
     def tunnel(self) -> None:
         self._state = _TUNNELLING
-        self.deadline = 0
+        if not self._blocked:
+            self.deadline = 0
         pending = self._pending
         if pending is not None and not self._busy:
             self._pending = None
@@ -332,14 +340,21 @@ class Session(ClientPort):
     def pause_request(self) -> None:
         if self._reading and self._state != _CLOSED:
             self._reading = False
+            self._paused_at = self.core.wheel.now
             self.deadline = 0
+            if self._blocked:
+                self.core.wheel.schedule(self, self._send_by)
             self.transport.pause_reading()
 
     def resume_request(self) -> None:
         if not self._reading and self._state != _CLOSED and not self._paused_ahead:
             self._reading = True
+            now = self.core.wheel.now
             if self._state == _BODY:
-                self.core.wheel.schedule(self, self.core.wheel.now + self.core.body_idle_ns)
+                # While we did not read, nothing could arrive: that is not the client's slowness.
+                self._body_started += now - self._paused_at
+                self._last_read = now
+                self._expect_body(now)
             self.transport.resume_reading()
 
     # ---------------------------------------------------------------------------------- ending
@@ -401,13 +416,21 @@ class Session(ClientPort):
         """Demand the least rate of what waits for the client from now on."""
         self._unsent = self.transport.get_write_buffer_size()
         self._window = window
-        self.core.wheel.schedule(self, now + window)
+        self._send_by = now + window
+        if self._state != _BODY or not self.deadline or self.deadline > self._send_by:
+            self.core.wheel.schedule(self, self._send_by)
 
     def _check_sending(self, now: int) -> None:
         taken = self._unsent - self.transport.get_write_buffer_size()
         if taken >= MIN_BODY_RATE * (self._window // 1_000_000_000):
             self._watch_sending(now, self._window)
-        elif self._state == _CLOSED:
+            return
+        # With a reset: after a plain close the kernel would keep what waits, megabytes of it, for
+        # somebody who takes nothing.
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        if self._state == _CLOSED:
             self.transport.abort()
         else:
             self.exchange.break_off("response_too_slow")
@@ -427,10 +450,13 @@ class Session(ClientPort):
                     HttpError(408, "head_timeout", "The request head did not arrive in time.")
                 )
         elif state == _BODY:
-            self._check_body(now)
+            if self._blocked and now >= self._send_by:
+                self._check_sending(now)
+            if self._state == _BODY and self._reading:
+                self._check_body(now)
         elif state == _LINGERING:
             self._close()
-        elif state == _CLOSED or (state == _WAITING and self._blocked):
+        elif state == _CLOSED or self._blocked:
             self._check_sending(now)
 
     def _check_body(self, now: int) -> None:
@@ -439,8 +465,16 @@ class Session(ClientPort):
             self._refuse(HttpError(408, "body_timeout", "The request body stopped arriving."))
             return
         open_for = now - self._body_started
-        if open_for > RATE_GRACE_NS:
+        if open_for >= RATE_GRACE_NS:
             if self.exchange.bytes_in < MIN_BODY_RATE * (open_for // 1_000_000_000):
                 self._refuse(HttpError(408, "body_too_slow", "The request body is too slow."))
                 return
-        core.wheel.schedule(self, min(self._last_read + core.body_idle_ns, now + RATE_GRACE_NS))
+        self._expect_body(now)
+
+    def _expect_body(self, now: int) -> None:
+        """Look at the request body again when it may be too late, or too slow."""
+        core = self.core
+        until = min(self._last_read + core.body_idle_ns, now + RATE_GRACE_NS)
+        if self._blocked and self._send_by < until:
+            until = self._send_by
+        core.wheel.schedule(self, until)

@@ -44,6 +44,7 @@ from nexus.gateway.traces import Tracer
 from nexus.gateway.upstreams import Upstreams
 from nexus.gateway.wheel import TICK_NS, Wheel
 from nexus.net.admin import AdminServer, start_admin
+from nexus.net.descriptors import warn_if_short
 from nexus.net.filememory import FileMemory
 from nexus.net.kafka import check_settings as check_kafka
 from nexus.net.producer import EventProducer
@@ -191,6 +192,8 @@ class Gateway:
         await self._start_recorder(settings)
         await self._auth.ready()
         self._tick(loop)
+        wanted = settings.limits.connections + settings.upstream.max_connections
+        warn_if_short(wanted, "limits.connections")
         await self._listening.open(settings)
         self._tasks.append(loop.create_task(self._listening.watch(lambda: self._context.settings)))
         self._share_limits(settings)

@@ -195,6 +195,7 @@ class Upstreams:
 
     def balance_stats(self) -> dict[str, Any]:
         """``GET /lb-stats``."""
+        now = monotonic_ns()
         return {
             "algorithm": self._settings.balancer.algorithm,
             "servers": [
@@ -203,7 +204,9 @@ class Upstreams:
                     "weight": server.weight,
                     "activeConnections": server.active,
                     "requestsHandled": server.handled,
-                    "healthy": server.healthy,
+                    # As requests find it: an open breaker keeps them away.
+                    "healthy": server.healthy
+                    and cast("Breaker", server.breaker).state(now) != "open",
                     **self._group_of(server),
                 }
                 for server in self._servers.values()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -29,6 +28,7 @@ import msgspec
 from nexus import __version__
 from nexus._speedups import BACKEND
 from nexus.errors import ConfigError
+from nexus.net.descriptors import raise_descriptor_limit
 from nexus.net.listeners import (
     Endpoint,
     UnixFiles,
@@ -91,7 +91,7 @@ class Supervisor(Generic[S]):
     def run(self) -> int:
         """Bind, fork, watch; the exit code of the service. Raises ``ListenError``."""
         spec, settings = self._spec, self._settings
-        _raise_descriptor_limit()
+        raise_descriptor_limit()
         variable = f"NEXUS_{spec.name.upper()}"
         groups = [
             bind_endpoint(endpoint, settings.workers) for endpoint in self._endpoints(variable)
@@ -335,11 +335,3 @@ class Supervisor(Generic[S]):
                 except OSError as error:
                     log.warning("worker %d cannot be told to reload: %s", slot.index, error)
         log.info("configuration reloaded")
-
-
-def _raise_descriptor_limit() -> None:
-    """Every connection is a descriptor; take what the hard limit allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

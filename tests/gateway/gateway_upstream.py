@@ -234,6 +234,39 @@ async def websocket(
     return False
 
 
+async def flood(_u: Upstream, _s: Seen, _r: object, w: asyncio.StreamWriter) -> bool:
+    """Bytes without end, before the request's body is read."""
+    w.write(reply(200, b"", "Content-Type: text/plain", length=False))
+    while True:
+        w.write(bytes(65536))
+        await w.drain()
+
+
+async def websocket_flood(_u: Upstream, _s: Seen, _r: object, w: asyncio.StreamWriter) -> bool:
+    w.write(b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    while True:
+        w.write(bytes(65536))
+        await w.drain()
+
+
+async def websocket_deaf(_u: Upstream, _s: Seen, _r: object, w: asyncio.StreamWriter) -> bool:
+    """Upgrades and never reads."""
+    w.write(b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    await asyncio.sleep(3600)
+    return False
+
+
+async def once(up: Upstream, seen: Seen, _r: object, w: asyncio.StreamWriter) -> bool:
+    """Times an idle connection out with a 408 that crosses the next request."""
+    if sum(other.connection == seen.connection for other in up.seen) == 1:
+        w.write(reply(200, b"first", "Content-Type: text/plain"))
+        await w.drain()
+        return True
+    w.write(reply(408, b"", "Connection: close"))
+    await w.drain()
+    return False
+
+
 async def big(_u: Upstream, seen: Seen, _r: object, w: asyncio.StreamWriter) -> bool:
     size = int(seen.path.rsplit("/", 1)[1])
     w.write(
@@ -300,6 +333,9 @@ BEFORE_BODY: dict[str, Handler] = {
     "/early": early,
     "/continue": go_on,
     "/ws": websocket,
+    "/ws-flood": websocket_flood,
+    "/ws-deaf": websocket_deaf,
+    "/flood": flood,
     "/discard": discard,
     "/reset-head": reset_a,
 }
@@ -353,6 +389,7 @@ AFTER_BODY: dict[str, Handler] = {
     "/hang-a": hang_a,
     "/big": big,
     "/sse": sse,
+    "/once": once,
 }  # fmt: skip
 
 

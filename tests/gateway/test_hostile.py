@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import select
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from gateway_process import Client, GatewayProcess
 from gateway_upstream import Upstream
+from support.servers import wait_until
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "http1"))
 
@@ -149,3 +152,56 @@ def test_a_client_that_leaves_anywhere_leaves_nothing_behind(
         client.send(request[:cut])
         client.close()
     assert gateway.request("/api/text").status == 200
+
+
+UPGRADE = "GET /api/{} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+def ends_within(client: Client, seconds: float, *, sending: bytes = b"") -> None:
+    """The connection is reset, though nothing is read from it; ``sending``: while it sends."""
+    poll = select.poll()
+    poll.register(client.sock, 0)  # only what is always told: POLLERR, POLLHUP
+    client.sock.settimeout(0.1)
+
+    def ended() -> bool:
+        if sending:
+            try:
+                client.sock.send(sending)
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+        return bool(poll.poll(0))
+
+    wait_until(ended, seconds, "the end of the connection")
+
+
+def test_who_never_reads_is_cut_off_also_while_sending_and_in_a_tunnel(
+    start_gateway: Callable[..., GatewayProcess], upstream_a: Upstream
+) -> None:
+    gateway = start_gateway([upstream_a.url], timeouts={"stream_idle": 1, "body_idle": 5})
+    uploading, tunnel, deaf = (Client(gateway.port) for _ in range(3))
+    uploading.send(b"POST /api/flood HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
+    tunnel.send(UPGRADE.format("ws-flood").encode())
+    deaf.send(UPGRADE.format("ws-deaf").encode())
+    ends_within(uploading, 6, sending=b"x" * 100)
+    ends_within(tunnel, 6)
+    ends_within(deaf, 8, sending=bytes(65_536))
+    metrics = gateway.metrics()
+    assert 'nexus_rejections_total{reason="response_too_slow"} 2' in metrics
+    assert 'nexus_rejections_total{reason="stream_idle"} 1' in metrics
+
+
+def test_a_408_that_ends_an_idle_connection_is_no_answer(
+    start_gateway: Callable[..., GatewayProcess],
+) -> None:
+    upstream = Upstream("a").start()
+    gateway = start_gateway([upstream.url])
+    for _ in range(3):
+        assert gateway.request("/api/once").body == b"first"
+    assert upstream.connections == 3
+    assert "nexus_upstream_keepalive_races_total" in gateway.metrics()
+    # What may have been done is not done again.
+    response = gateway.request("/api/once", "POST", b"pay")
+    assert response.status == 408
+    upstream.stop()
