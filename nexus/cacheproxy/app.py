@@ -19,6 +19,7 @@ from nexus.cacheproxy.pools import Pools
 from nexus.cacheproxy.session import Session
 from nexus.cacheproxy.settings import CacheproxySettings
 from nexus.cacheproxy.statscommand import StatsCommand
+from nexus.cacheproxy.tagcommands import TagCommands
 from nexus.cacheproxy.target import parse_target
 from nexus.clock import monotonic
 from nexus.errors import ConfigError
@@ -64,7 +65,8 @@ class CacheproxyApp:
         statistics = StatsCommand(
             self._pools, context.shared, context.index, self._publisher, self.policies
         )
-        for family in (statistics, PolicyCommand(self.policies)):
+        self._tags: Final = TagCommands(self._plane, self._stats)
+        for family in (statistics, PolicyCommand(self.policies), self._tags):
             self._local.add(family.subcommands())
         self._idle_timeout = 0.0
         self.policies.listeners.append(self._pools.near.apply)
@@ -81,6 +83,7 @@ class CacheproxyApp:
         self._pools.max_dedicated = limits.max_dedicated
         self._idle_timeout = limits.idle_timeout_seconds
         self._pools.near.configure(settings)
+        self._tags.configure(settings)
         self.policies.configure(settings)
 
     async def start(self) -> None:

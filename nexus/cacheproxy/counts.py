@@ -58,4 +58,8 @@ class Stats:
     pins_refused: int = 0
     lost: dict[str, int] = field(default_factory=lambda: {"shared": 0, "pinned": 0})
     reconnects: int = 0
+    #: Keys given to NEXUS TAG; tags given to NEXUS INVALIDATE, and keys that it deleted.
+    tagged: int = 0
+    invalidations: int = 0
+    invalidated: int = 0
     retired: int = 0

@@ -202,6 +202,9 @@ _CACHEPROXY: Final = (
         "reason",
     ),
     _counter("nexus_cache_reconnects_total", "Shared connections that were opened again."),
+    _counter("nexus_cache_tagged_keys_total", "Keys added to tags, again or for the first time."),
+    _counter("nexus_cache_invalidations_total", "Tags invalidated."),
+    _counter("nexus_cache_invalidated_keys_total", "Keys deleted by invalidating tags."),
     _counter(
         "nexus_cache_policy_reloads_total",
         "Changes of the policy file in each worker, by result: applied, refused (broken).",
