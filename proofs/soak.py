@@ -36,7 +36,11 @@ from proofs.soakrig import SERVICES, Fault, System, Usage
 
 __all__ = ["Window", "growth", "prove", "unexplained"]
 
-_POLICY: Final = ""
+#: Writes go through the proxy, so every read must see at least the session's own.
+_POLICY: Final = """\
+policies:
+  - {match: GET, keys: "soak:*", ttl: 10, near_cache: hot}
+"""
 _CLIENTS: Final = 16
 #: Operations per second of one client, on average.
 _RATE: Final = 20.0

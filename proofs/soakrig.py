@@ -126,7 +126,7 @@ class System:
                 "admin_port": self.proxy_admin,
                 "workers": 2,
                 "redis": redis,
-                **({"policy_file": str(self._directory / "policy.yaml")} if self._policy else {}),
+                "policy_file": str(self._directory / "policy.yaml"),
             },
             "consumer": {"admin_port": self.consumer_admin, "kafka": kafka, "redis": redis},
         }
