@@ -54,6 +54,7 @@ cdef class Core:
     cdef readonly long long keep_alive_ns
     cdef readonly long long total_ns
     cdef readonly long long slow_ns
+    cdef readonly object bad
     cdef readonly long long stream_idle_ns
     cdef readonly long long response_ns
     cdef readonly long long buffer_bytes

@@ -109,6 +109,7 @@ class Core:
         self._requests: dict[tuple[bytes, str, int], Series] = {}
         self._upstreams: dict[tuple[str, bytes, int], Series] = {}
         self._counters: dict[Any, Any] = {}
+        self.bad = metrics.counters("nexus_http_requests_bad_total")
         self._bodies: dict[Any, bytes] = {}
 
     def apply(self, settings: GatewaySettings) -> None:
@@ -202,7 +203,17 @@ class Core:
                 self.metrics.counter("nexus_http_requests_total", **labels),
                 self.metrics.histogram("nexus_http_request_duration_ms", **labels),
             )
+            for cause in ("failed", "slow"):
+                self.bad.labels(key[1], cause)
         return series
+
+    def count_bad(self, route: Route | None, status: int) -> None:
+        """A request that the objective counts against itself; 101 and 499 say nothing of it."""
+        if status in (101, 499):
+            return
+        template = route.template if route is not None else "-"
+        cause = "failed" if status >= 500 or status == 0 else "slow"
+        self.bad.labels(template, cause).inc()
 
     def count_upstream(
         self, server: Server, method: bytes, status: int, milliseconds: float

@@ -111,6 +111,5 @@ cdef class ServedRequest(ResponseSink):
     @cython.locals(core=Core, duration=cython.longlong, series=Series)
     cdef object _finish_record(self)
     cdef object _end_retry(self)
-    cdef str _template(self)
     @cython.locals(record=RequestRecord)
     cdef RequestRecord _record(self, long long duration)

@@ -324,14 +324,10 @@ class ServedRequest(ResponseSink):
                 self._series = series
             series.requests.inc(1.0)
             series.duration.observe(duration / 1e6)
-            if duration > core.slow_ns and 200 <= self.status < 500:
-                core.count("nexus_http_requests_slow_total", self._template())
+            if duration > core.slow_ns or self.status >= 500 or self.status == 0:
+                core.count_bad(self.route, self.status)
         if core.recorder is not None:
             core.recorder.append(self._record(duration))
-
-    def _template(self) -> str:
-        """The route as a label value."""
-        return self.route.template if self.route is not None else "-"
 
     def _end_retry(self) -> None:
         if self._retrying:

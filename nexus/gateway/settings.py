@@ -146,7 +146,7 @@ class MetricsSettings(Settings, frozen=True):
     ] = 100
     slow_ms: Annotated[
         int,
-        Meta(ge=1, description="longer answers count in `nexus_http_requests_slow_total` (SLO)"),
+        Meta(ge=1, description="longer answers are bad in `nexus_http_requests_bad_total` (SLO)"),
     ] = 200
 
 

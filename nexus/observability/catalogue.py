@@ -70,10 +70,12 @@ _GATEWAY: Final = (
         "status_code",
     ),
     _counter(
-        "nexus_http_requests_slow_total",
-        "Requests answered below 500, but later than `metrics.slow_ms`: what the latency objective "
-        "counts against itself, beside the answers of 500 and above.",
+        "nexus_http_requests_bad_total",
+        "What the service level objective counts against itself, by cause: failed (500 and above, "
+        "or no answer), slow (later than `metrics.slow_ms`). Both are there from a route's first "
+        "request on, so that rate() sees the first bad one.",
         "route",
+        "cause",
     ),
     _histogram(
         "nexus_http_request_duration_ms",

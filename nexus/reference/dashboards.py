@@ -364,14 +364,14 @@ _SLO: Final = Board(
             help="1: the budget lasts just the seven days. 14.4 for an hour pages.",
         ),
         _panel(
-            "Slow, by route",
+            "Slow and failed, by route",
             "reqps",
-            f"sum by (route) (rate(nexus_http_requests_slow_total{{{_OURS}}}[$__rate_interval]))",
-            "{{route}}",
-            may_be_empty=True,
+            "sum by (route, cause) (rate(nexus_http_requests_bad_total"
+            f"{{{_OURS}}}[$__rate_interval]))",
+            "{{route}} {{cause}}",
         ),
         _panel(
-            "Failed, by route",
+            "Failed, by status",
             "reqps",
             "sum by (route, status_code) (rate(nexus_http_requests_total"
             f'{{{_OURS}, status_code=~"5..|0"}}[$__rate_interval]))',
