@@ -12,17 +12,24 @@ help: ## what there is
 
 # Editable install with everything; the kernels are left to `build`, which does not start afresh each
 # time as pip does.
-$(STAMP): pyproject.toml setup.py
+$(STAMP): pyproject.toml constraints.txt
 	@scripts/find-python $(PYTHON) >/dev/null
 	@test -x $(BIN)/python || $$(scripts/find-python $(PYTHON)) -m venv $(VENV)
 	@echo "nexus: installing into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools
 	@NEXUS_NO_EXTENSIONS=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    -e '.[embedded,test]'
+	    -c constraints.txt -e '.[embedded,test]'
 	@touch $@
 
 .PHONY: install
 install: $(STAMP) ## virtual environment with all dependencies
+
+.PHONY: constraints
+constraints: $(STAMP) ## newest versions of everything into constraints.txt
+	@NEXUS_NO_EXTENSIONS=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --upgrade --upgrade-strategy eager -e '.[embedded,test]'
+	@{ grep '^#' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable; } > constraints.new
+	@mv constraints.new constraints.txt
 
 .PHONY: build
 build: $(STAMP) ## compiled kernels, in place (pure Python where no compiler is)

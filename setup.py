@@ -16,10 +16,13 @@ Environment:
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -154,4 +157,19 @@ class OptionalBuildExt(build_ext):
         say(f"a kernel did not compile ({error}): falling back to pure Python, which is slower")
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuildExt})
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One build at a time in this tree: two would take each other's half-written files."""
+    directory = HERE / "build"
+    directory.mkdir(exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another build runs in this tree, waiting for its end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+with alone():
+    setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuildExt})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -78,6 +79,29 @@ def test_extensions_can_be_switched_off(tree):
     done = build(tree, NEXUS_NO_EXTENSIONS="1")
     assert done.returncode == 0, done.stderr
     assert built(tree) == []
+
+
+def test_two_builds_in_one_tree_take_turns(tree):
+    (tree / "build").mkdir()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("NEXUS_")}
+    with (tree / "build" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = subprocess.Popen(
+            [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+            cwd=tree,
+            env={**clean, "NEXUS_NO_EXTENSIONS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert "another build runs in this tree" in second.stderr.readline()
+            assert second.poll() is None
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert second.wait(60) == 0
+        finally:
+            second.kill()
+            second.wait()
+            second.stderr.close()
 
 
 def test_with_a_compiler_the_kernel_is_built(tree):
