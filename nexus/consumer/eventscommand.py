@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -21,10 +22,18 @@ from nexus import clock
 from nexus.consumer.deadletters import Record
 from nexus.consumer.handlers import traceparent_of
 from nexus.consumer.replay import replay_headers
+from nexus.consumer.settings import ConsumerSettings
 from nexus.consumer.state import Origin
 from nexus.errors import ConfigError
-from nexus.net.kafka import CONNECTION_ERRORS, client_options, quiet_client_logs, summary
+from nexus.net.kafka import (
+    CONNECTION_ERRORS,
+    check_settings,
+    client_options,
+    quiet_client_logs,
+    summary,
+)
 from nexus.net.settings import KafkaSettings
+from nexus.settings import load
 from nexus.wire.actions import ACTIONS
 from nexus.wire.events import TOPICS, dead_letter_topic
 
@@ -41,14 +50,23 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     quiet_client_logs()
     try:
+        arguments.kafka = _kafka(arguments)
         code: int = asyncio.run(arguments.run(arguments))
     except ConfigError as error:
-        print(f"nexus events: --kafka: {error.reason}", file=sys.stderr)
+        print(f"nexus events: {error}", file=sys.stderr)
         return 2
     except CONNECTION_ERRORS as error:
         print(f"nexus events: Kafka: {summary(error)}", file=sys.stderr)
         return 1
     return code
+
+
+def _kafka(arguments: argparse.Namespace) -> KafkaSettings:
+    """Where Kafka is and who we are there: as the consumer, from file, environment and flag."""
+    flags = {"kafka.bootstrap_servers": arguments.kafka}
+    settings = load(ConsumerSettings, service="consumer", file=arguments.config, flags=flags)
+    check_settings(settings.kafka)
+    return settings.kafka
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,9 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--kafka",
-        default=os.environ.get("NEXUS_KAFKA", "127.0.0.1:9092"),
+        default=os.environ.get("NEXUS_KAFKA"),
         metavar="HOST:PORT",
-        help="brokers, comma-separated (default: NEXUS_KAFKA, else %(default)s)",
+        help="brokers, comma-separated (default: NEXUS_KAFKA, else those of the consumer)",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings of the consumer, whose Kafka it is (also NEXUS_CONSUMER_KAFKA__…)",
     )
     commands = parser.add_subparsers(required=True, metavar="tail|replay|dlq")
 
@@ -159,7 +183,7 @@ async def _send_again(arguments: argparse.Namespace, found: Sequence[tuple[Recor
         print(f"dry run: {len(found)} events would be sent again; --go does it", file=sys.stderr)
         return 0
     producer = AIOKafkaProducer(
-        **client_options(KafkaSettings(bootstrap_servers=arguments.kafka), "nexus-events"),
+        **client_options(arguments.kafka, "nexus-events"),
         acks="all",
         enable_idempotence=True,
     )
@@ -191,7 +215,7 @@ async def _started(client: Any) -> None:
 
 
 async def _read(
-    kafka: str,
+    kafka: KafkaSettings,
     topics: Sequence[str],
     begin: bool,
     end: bool,
@@ -199,7 +223,7 @@ async def _read(
 ) -> AsyncIterator[Record]:
     """Records of ``topics``; of the partitions of ``bounds`` only, from there, where given."""
     consumer: Any = AIOKafkaConsumer(
-        **client_options(KafkaSettings(bootstrap_servers=kafka), "nexus-events"),
+        **client_options(kafka, "nexus-events"),
         isolation_level="read_committed",
         enable_auto_commit=False,
         auto_offset_reset="earliest",

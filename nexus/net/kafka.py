@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from nexus.errors import ConfigError
 from nexus.net.settings import KafkaSettings
+from nexus.net.tls import client_context
 
 __all__ = [
     "CONNECTION_ERRORS",
@@ -79,7 +80,7 @@ class Backoff:
 def check_settings(settings: KafkaSettings) -> None:
     """Part of a service's ``validate``: raises ``ConfigError`` for what can never connect."""
     if settings.enabled:
-        brokers(settings.bootstrap_servers)
+        client_options(settings, "")
 
 
 def brokers(bootstrap_servers: str) -> list[str]:
@@ -131,6 +132,7 @@ def client_options(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
     """Keyword arguments that every aiokafka client of ours gets; raises ``ConfigError``."""
     return {
         "bootstrap_servers": brokers(settings.bootstrap_servers),
+        **_security(settings),
         "client_id": client_id,
         "request_timeout_ms": 15_000,
         "retry_backoff_ms": 250,
@@ -139,13 +141,62 @@ def client_options(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
     }
 
 
+def _security(settings: KafkaSettings) -> dict[str, Any]:
+    """The part of :func:`client_options` about who talks to whom; raises ``ConfigError``."""
+    protocol, sasl = settings.security_protocol, settings.sasl
+    options: dict[str, Any] = {"security_protocol": protocol}
+    if protocol.endswith("SSL"):
+        options["ssl_context"] = client_context(settings.tls, path="kafka.tls")
+    elif settings.tls.ca_file or settings.tls.cert_file:
+        raise ConfigError(
+            f"needs security_protocol SSL or SASL_SSL, it is {protocol}", path="kafka.tls"
+        )
+    if protocol.startswith("SASL"):
+        for name in ("username", "password"):
+            if not getattr(sasl, name):
+                raise ConfigError(f"{protocol} needs one", path=f"kafka.sasl.{name}")
+        options["sasl_mechanism"] = sasl.mechanism
+        options["sasl_plain_username"] = sasl.username
+        options["sasl_plain_password"] = sasl.password
+    elif sasl.username or sasl.password:
+        raise ConfigError(
+            f"needs security_protocol SASL_PLAINTEXT or SASL_SSL, it is {protocol}",
+            path="kafka.sasl",
+        )
+    return options
+
+
+class _Reasons(logging.Handler):
+    """Keeps why aiokafka could not connect: its exception does not say it, only its log does."""
+
+    last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.CRITICAL:
+            logging.getLogger().handle(record)
+        elif record.msg.startswith("Unable connect"):
+            self.last = " ".join(record.getMessage().split())
+
+    def taken(self) -> str:
+        """The last reason; it is given once."""
+        reason, self.last = self.last, ""
+        return reason
+
+
+_reasons: Final = _Reasons(logging.ERROR)
+
+
 def quiet_client_logs() -> None:
     """Keep aiokafka's own lines to what nobody else reports.
 
     While a broker is away it writes several errors a second; whoever uses it logs one line when the
     connection is lost and one when it is back.
     """
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    library = logging.getLogger("aiokafka")
+    library.setLevel(logging.ERROR)
+    library.propagate = False
+    if _reasons not in library.handlers:
+        library.addHandler(_reasons)
 
 
 def summary(error: BaseException) -> str:
@@ -174,7 +225,7 @@ async def connect_forever(make: Callable[[], Any], what: str, bootstrap: str) ->
                     "Kafka at %s does not answer, %s waits for it: %s",
                     bootstrap,
                     what,
-                    summary(error),
+                    _reasons.taken() or summary(error),
                     extra={"attempt": failures},
                 )
             await asyncio.sleep(max(0.05, backoff.next()))

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
-from nexus.settings import RESTART, Settings
+from nexus.settings import RESTART, Secret, Settings
 
 __all__ = [
     "REDIS_FORM",
@@ -19,6 +19,7 @@ __all__ = [
     "Port",
     "ProxyProtocolSettings",
     "RedisSettings",
+    "SaslSettings",
     "ServiceSettings",
 ]
 
@@ -54,6 +55,28 @@ class RedisSettings(Settings, frozen=True):
     ] = "redis://127.0.0.1:6379/0"
 
 
+class DialTlsSettings(Settings, frozen=True):
+    """TLS of connections that we make (`https://`); certificates are always verified."""
+
+    ca_file: Annotated[
+        str, Meta(description="whose certificates are believed, PEM; empty: the system's")
+    ] = ""
+    cert_file: Annotated[str, Meta(description="our own certificate, where one is asked for")] = ""
+    key_file: Annotated[
+        str, Meta(description="its private key, PEM; empty: it is in `cert_file`")
+    ] = ""
+
+
+class SaslSettings(Settings, frozen=True):
+    """Who we are to Kafka, with a `security_protocol` that asks for it."""
+
+    mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Meta(description="how it is asked")
+    ] = "PLAIN"
+    username: Annotated[str, Meta(description="user")] = ""
+    password: Annotated[Secret, Meta(description="password of that user")] = ""
+
+
 class KafkaSettings(Settings, frozen=True):
     """Where Kafka is, and how much the producer may hold in memory."""
 
@@ -61,6 +84,12 @@ class KafkaSettings(Settings, frozen=True):
     bootstrap_servers: Annotated[str, Meta(description="`host:port`, comma-separated")] = (
         "127.0.0.1:9092"
     )
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
+        Meta(description="as Kafka names it: SSL is TLS, SASL asks for a user"),
+    ] = "PLAINTEXT"
+    tls: DialTlsSettings = DialTlsSettings()
+    sasl: SaslSettings = SaslSettings()
     compression: Annotated[
         Literal["lz4", "gzip", "none"], Meta(description="of the batches that we send")
     ] = "lz4"
@@ -86,18 +115,6 @@ class ListenTlsSettings(Settings, frozen=True):
     ] = ""
     client_ca_file: Annotated[
         str, Meta(description="clients must show a certificate that one of these signed, PEM")
-    ] = ""
-
-
-class DialTlsSettings(Settings, frozen=True):
-    """TLS of connections that we make (`https://`); certificates are always verified."""
-
-    ca_file: Annotated[
-        str, Meta(description="whose certificates are believed, PEM; empty: the system's")
-    ] = ""
-    cert_file: Annotated[str, Meta(description="our own certificate, where one is asked for")] = ""
-    key_file: Annotated[
-        str, Meta(description="its private key, PEM; empty: it is in `cert_file`")
     ] = ""
 
 

@@ -131,4 +131,4 @@ def test_wrong_words_are_refused(capsys):
 def test_a_wrong_broker_address_is_one_line(address, capsys):
     assert nexus(["events", "--kafka", address, "tail"]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("nexus events: --kafka: expected host:port")
+    assert line.startswith("nexus events: kafka.bootstrap_servers: expected host:port")
