@@ -114,7 +114,7 @@ async def app_of(registry, redis_server):
             registry=registry,
             metrics=registry.open(0),
             shared=None,
-            listener=None,
+            listeners=(),
             admin_listener=listener,
             service="consumer",
             states=WorkerStates(1),
