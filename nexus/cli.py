@@ -35,6 +35,7 @@ _OTHERS: Final = {
     "block": "list, add or remove addresses that every gateway refuses",
     "events": "read the gateway's events, replay them, look at dead letters",
     "hash-secret": "hash a client secret for the gateway's configuration",
+    "explain": "what the gateway would do with a request: route, phases, upstreams, decision",
     "check": "validate a configuration file and print it resolved, secrets masked",
 }
 
@@ -84,6 +85,10 @@ def _dispatch(words: list[str]) -> int:
         from nexus.gateway.hashcommand import main as hash_secret
 
         return hash_secret(rest)
+    if command == "explain":
+        from nexus.gateway.explain import main as explain
+
+        return explain(rest)
     if command == "check":
         return _check(rest)
     if command in _SERVICES:

@@ -37,6 +37,7 @@ __all__ = [
     "keep_restart_only",
     "line_of",
     "load",
+    "locate",
     "needs_restart",
     "parse_yaml",
     "read_yaml",
@@ -169,6 +170,36 @@ def line_of(text: str, path: str) -> int | None:
         key, node = found[-1]
         line = key.start_mark.line + 1
     return line
+
+
+def locate(file: Path, path: str) -> int:
+    """The line of a setting in a YAML file, from 1; of the nearest one around it that is there.
+
+    0 where the file cannot be read; ``path`` as in errors: ``routes[2].auth.roles``.
+    """
+    try:
+        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+        return 0
+    line = 0
+    for step in _steps(path):
+        found = _below(node, step)
+        if found is None:
+            break
+        line, node = found
+    return line
+
+
+def _below(node: yaml.Node | None, step: str | int) -> tuple[int, yaml.Node] | None:
+    """Line and node of one key or item."""
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        item = node.value[step]
+        return item.start_mark.line + 1, item
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == step:
+                return key.start_mark.line + 1, value
+    return None
 
 
 def dump(settings: Settings) -> str:

@@ -139,6 +139,11 @@ class ServedRequest(ResponseSink):
         """Whether a byte of the response has been sent."""
         return self._responded
 
+    @property
+    def target_out(self) -> bytes:
+        """The target that upstreams get; empty before that is known."""
+        return self._target_out
+
     # ------------------------------------------------------------------------------ the request
 
     def begin(self, head: RequestHead, has_body: bool) -> None:

@@ -25,7 +25,7 @@ from aiohttp import web
 
 from nexus._speedups.buckets import BucketTable
 from nexus.errors import ConfigError
-from nexus.gateway.auth import check_settings
+from nexus.gateway.auth import Authenticator, check_settings
 from nexus.gateway.authservice import AuthService
 from nexus.gateway.blocklist import BlockList
 from nexus.gateway.clients import Clients
@@ -37,6 +37,7 @@ from nexus.gateway.events import SOURCE, EventSink
 from nexus.gateway.limits import build_limits
 from nexus.gateway.listening import Listening, check_listeners, more_endpoints
 from nexus.gateway.phases import Phases
+from nexus.gateway.routes import Router
 from nexus.gateway.routetable import build_router, groups_of
 from nexus.gateway.session import Session
 from nexus.gateway.settings import GatewaySettings
@@ -61,7 +62,7 @@ from nexus.policy.networks import NetworkRules
 from nexus.policy.ratelimit import RateLimit
 from nexus.policy.retry import RetryBudget
 
-__all__ = ["SPEC", "Gateway", "Shared", "make_shared", "validate"]
+__all__ = ["SPEC", "Gateway", "Shared", "configure", "make_shared", "validate"]
 
 log = logging.getLogger("nexus.gateway")
 
@@ -136,6 +137,34 @@ def validate(settings: GatewaySettings) -> None:
         RateLimit(limit.capacity, limit.refill_per_second)
     except ValueError as error:
         raise ConfigError(str(error), path="rate_limit") from None
+
+
+def configure(
+    settings: GatewaySettings,
+    core: Core,
+    phases: Phases,
+    router: Router,
+    authenticator: Authenticator | None,
+) -> None:
+    """Put settings that were found good into the objects of the request path."""
+    clients = Clients(settings.trusted_proxies)
+    limit = settings.rate_limit
+    core.apply(settings)
+    core.usable = Upstreams.usable if settings.breaker.enabled else None
+    if core.budget is None:
+        core.budget = RetryBudget(settings.retry.budget_ratio, settings.retry.budget_floor)
+    else:  # requests under way hold it
+        core.budget.ratio = settings.retry.budget_ratio
+        core.budget.floor = settings.retry.budget_floor
+    core.tracer = Tracer(_sampling(settings))
+    phases.clients = clients
+    phases.authenticator = authenticator
+    phases.set_limit(RateLimit(limit.capacity, limit.refill_per_second) if limit.enabled else None)
+    phases.limits = build_limits([("rate_limits", settings.rate_limits)])
+    phases.limiter.announce = settings.rate_limit.headers == "always"
+    networks = NetworkRules(settings.networks.allow, settings.networks.deny)
+    phases.denied = networks.denied if networks else None
+    phases.router = router
 
 
 class Gateway:
@@ -261,28 +290,9 @@ class Gateway:
         core, phases = self._core, self._phases
         router = build_router(settings, self._endpoints.routes())
         authenticator = self._auth.apply(settings)
-        clients = Clients(settings.trusted_proxies)
-        limit = settings.rate_limit
-        core.apply(settings)
-        core.usable = Upstreams.usable if settings.breaker.enabled else None
-        if core.budget is None:
-            core.budget = RetryBudget(settings.retry.budget_ratio, settings.retry.budget_floor)
-        else:  # requests under way hold it
-            core.budget.ratio = settings.retry.budget_ratio
-            core.budget.floor = settings.retry.budget_floor
-        core.tracer = Tracer(_sampling(settings))
-        phases.clients = clients
-        phases.authenticator = authenticator
-        phases.set_limit(
-            RateLimit(limit.capacity, limit.refill_per_second) if limit.enabled else None
-        )
-        phases.limits = build_limits([("rate_limits", settings.rate_limits)])
-        phases.limiter.announce = settings.rate_limit.headers == "always"
-        networks = NetworkRules(settings.networks.allow, settings.networks.deny)
-        phases.denied = networks.denied if networks else None
+        configure(settings, core, phases, router, authenticator)
         if self._cluster_limits is not None:
             self._cluster_limits.settings = settings.cluster_limits
-        phases.router = router
 
     def _share_limits(self, settings: GatewaySettings) -> None:
         """Redis is used from the first configuration on that has a limit of scope cluster."""

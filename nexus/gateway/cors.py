@@ -20,6 +20,8 @@ __all__ = ["RESPONSE_FIELDS", "Cors"]
 #: ``scheme "://" host [":" port]`` (RFC 6454 §6.1); ``null`` is what sandboxed pages send.
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:\*\.)?[a-z0-9._-]+(?::[0-9]{1,5})?")
 _BRACKETED: Final = re.compile(r"[a-z][a-z0-9+.-]*://\[[0-9a-f:.]+\](?::[0-9]{1,5})?")
+#: What a ``*`` stands for.
+_LABELS: Final = re.compile(rb"[a-z0-9-]+(?:\.[a-z0-9-]+)*")
 _ASKED: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z, \t]*")
 _MAX_ASKED: Final = 4096
 
@@ -106,9 +108,7 @@ class Cors:
         return any(
             origin.startswith(scheme)
             and origin.endswith(suffix)
-            and len(origin) > len(scheme) + len(suffix)
-            and b"/" not in origin[len(scheme) :]
-            and b"@" not in origin
+            and _LABELS.fullmatch(origin[len(scheme) : -len(suffix)]) is not None
             for scheme, suffix in self._wildcards
         )
 

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from nexus.gateway.settings_auth import ProviderSettings
     from nexus.observability.registry import LocalMetrics
 
-__all__ = ["Provider", "Providers", "check_providers"]
+__all__ = ["Provider", "Providers", "check_providers", "fetch_keys"]
 
 log = logging.getLogger("nexus.gateway.auth")
 
 #: Seconds for one fetch; requests do not wait for it.
-_FETCH_SECONDS: Final = 5.0
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)
 #: Seconds between attempts at a provider that is away: doubled up to the cap, with full jitter.
 _RETRY_BASE: Final = 0.5
 _RETRY_CAP: Final = 30.0
@@ -157,12 +157,9 @@ class Providers:
 
     async def _follow(self, provider: Provider) -> None:
         settings = provider.settings
-        context: Any = None
-        if settings.jwks_url.startswith("https"):
-            context = client_context(settings.tls, path="auth.providers.tls")
+        context = _context(settings)
         failures = 0
-        timeout = aiohttp.ClientTimeout(total=_FETCH_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
             while True:
                 try:
                     keys = await _fetch(session, settings.jwks_url, context)
@@ -187,6 +184,19 @@ class Providers:
                 self._fetches.labels(settings.issuer, "fetched").inc()
                 provider.take(keys)
                 await provider.pause(settings.refresh_seconds * self._rng.uniform(0.9, 1.1))
+
+
+def _context(settings: ProviderSettings) -> Any:
+    if not settings.jwks_url.startswith("https"):
+        return None
+    return client_context(settings.tls, path="auth.providers.tls")
+
+
+async def fetch_keys(settings: ProviderSettings) -> KeySet:
+    """The key set as it is now; raises ``ClientError``, ``OSError``, ``TimeoutError`` or
+    ``ValueError``."""
+    async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
+        return await _fetch(session, settings.jwks_url, _context(settings))
 
 
 async def _fetch(session: aiohttp.ClientSession, url: str, context: Any) -> KeySet:

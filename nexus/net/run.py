@@ -19,7 +19,7 @@ from nexus.net.service import ServiceSpec
 from nexus.net.settings import ServiceSettings
 from nexus.net.supervisor import Supervisor
 from nexus.observability import logs
-from nexus.settings import dump, load
+from nexus.settings import dump, load, locate
 
 __all__ = ["load_service_settings", "main", "version_line"]
 
@@ -63,13 +63,30 @@ def load_service_settings(
 
     Raises :class:`~nexus.errors.ConfigError`.
     """
-    settings = load(
-        spec.settings, service=spec.name, file=file, environ=os.environ, flags=flags or {}
-    )
+    try:
+        settings = load(
+            spec.settings, service=spec.name, file=file, environ=os.environ, flags=flags or {}
+        )
+        _check(spec, settings)
+    except ConfigError as error:
+        raise _located(error, file) from None
+    return settings
+
+
+def _check(spec: ServiceSpec[S, Any], settings: S) -> None:
     if settings.port and settings.port == settings.admin_port and spec.listens:
         raise ConfigError(f"the same as port ({settings.port})", path="admin_port")
     spec.validate(settings)
-    return settings
+
+
+def _located(error: ConfigError, file: Path | None) -> ConfigError:
+    """The same error with the line of the file that it is about, where it is about the file."""
+    if file is None or not error.path or error.source not in ("", str(file)):
+        return error
+    line = locate(file, error.path)
+    if not line:
+        return error
+    return ConfigError(error.reason, source=f"{file}:{line}", path=error.path)
 
 
 def version_line() -> str:
