@@ -114,6 +114,26 @@ prove-bigvalue: build ## peak memory of a 500 MiB value through the cacheproxy
 prove-keepalive: build ## no 502 in a million requests to an upstream that keeps closing idle connections
 	@$(BIN)/python -m proofs.keepalive --requests 1000000 --results proofs/results $(ARGS)
 
+.PHONY: prove-reload
+prove-reload: build ## SIGHUP every 100 ms and killed workers under load: nothing fails that need not
+	@$(BIN)/python -m proofs.reload --results proofs/results $(ARGS)
+
+.PHONY: prove-gateway-idle
+prove-gateway-idle: build ## memory of 10 000 idle clients of the gateway
+	@$(BIN)/python -m proofs.gatewayidle --results proofs/results $(ARGS)
+
+.PHONY: prove-gateway-bigbody
+prove-gateway-bigbody: build ## a GiB up and a GiB down through the gateway in bounded memory
+	@$(BIN)/python -m proofs.gatewaybigbody --results proofs/results $(ARGS)
+
+.PHONY: prove-hostile
+prove-hostile: build ## floods and slow clients of the gateway: how fast the others are answered
+	@$(BIN)/python -m proofs.hostile --results proofs/results $(ARGS)
+
+.PHONY: prove-steady
+prove-steady: build ## the gateway's memory over ten million requests (needs wrk)
+	@$(BIN)/python -m proofs.steady --results proofs/results $(ARGS)
+
 .PHONY: prove-consumer
 prove-consumer: build ## 100 000 events, 30 SIGKILLs: nothing lost, nothing twice (starts a Kafka)
 	@scripts/kafka-dev start --name prove --port 0 --fresh
