@@ -1,4 +1,5 @@
 cimport cython
+from nexus._speedups._http1_c cimport ResponseHead
 from nexus.gateway._core_c cimport Core
 from nexus.gateway._pool_c cimport Pool
 from nexus.gateway._primitives cimport monotonic_ns
@@ -29,7 +30,8 @@ cdef class Attempts(ServedRequest):
     cdef object _repeat(self)
     @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)
     cdef object _failed(self, object failure, str reason)
-    cdef object _decide(self, object failure, int status, bint sent=*)
+    cdef long long _retry_after(self, ResponseHead head) except -1
+    cdef object _decide(self, object failure, int status, bint sent=*, long long not_before=*)
     cdef object _back_off(self, long long delay)
     cdef object _give_up(self, int status, str reason, str message)
     cdef object _opened(self, object server)

@@ -16,11 +16,13 @@ from typing import Any, Final
 
 import cython  # type: ignore[import-untyped]
 
-from nexus.policy.retry import IDEMPOTENT, Failure, decide
+from nexus.gateway.reasons import cause_of
+from nexus.policy.retry import IDEMPOTENT, Failure, decide, retry_after_ns
 
 if not cython.compiled:
     from time import monotonic_ns
 
+    from nexus._speedups._http1_py import ResponseHead
     from nexus.gateway._pool_py import Pool
     from nexus.gateway._request_py import (
         BACKOFF,
@@ -107,6 +109,10 @@ class Attempts(ServedRequest):
                 breaker.record_success(now, self._permit)
             elif breaker.record_failure(now, self._permit):
                 self._opened(server)
+        if core.outliers is not None:
+            core.outliers.answered(server, status)
+        if status >= 500:
+            server.state.failed_with(status, now)
 
     # ------------------------------------------------------------------------ what can go wrong
 
@@ -194,6 +200,9 @@ class Attempts(ServedRequest):
             core.count_upstream(server, self.method, 0, self.upstream_ns / 1e6)
         if core.breakers and server.breaker.record_failure(now, self._permit):
             self._opened(server)
+        if core.outliers is not None:
+            core.outliers.failed(server)
+        server.state.failed_with(cause_of(reason), now)
         sent = failure is not Failure.CONNECT
         self._leave_server()
         decision = self._decide(failure, 0, sent)
@@ -207,7 +216,17 @@ class Attempts(ServedRequest):
         else:
             self._give_up(502, reason, "The upstream could not be reached or broke off.")
 
-    def _decide(self, failure: Failure, status: int, sent: bool = True) -> Any:
+    def _retry_after(self, head: ResponseHead) -> int:
+        """Nanoseconds that the upstream wants to be left alone, where no other is to be had."""
+        value = head.named(b"retry-after")
+        if not value:
+            return 0
+        for server in self.core.balancers[self.route.group].servers:
+            if server.healthy and not server.draining and server not in self._tried:
+                return 0
+        return retry_after_ns(value, self.wall_ns + self.core.wheel.now - self.started)
+
+    def _decide(self, failure: Failure, status: int, sent: bool = True, not_before: int = 0) -> Any:
         core = self.core
         self._end_retry()
         decision = decide(
@@ -224,6 +243,7 @@ class Attempts(ServedRequest):
             idempotency_key=self._keyed,
             now_ns=core.wheel.now,
             deadline_ns=self._deadline_total,
+            not_before_ns=not_before,
         )
         if not decision.retry:
             self.retry_skipped = decision.why_not

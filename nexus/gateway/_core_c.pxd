@@ -26,6 +26,7 @@ cdef class Core:
     cdef public RetryBudget budget
     cdef public bint breakers
     cdef public object usable
+    cdef public object outliers
     cdef public bint draining
     cdef public bint counting
     cdef public long long wall_offset

@@ -89,6 +89,8 @@ class Core:
         #: Set by the app before the first connection: a RetryBudget.
         self.budget: Any = None
         self.breakers = False
+        #: What is told of every answer; ``None`` while ejection is switched off.
+        self.outliers: Any = None
         #: What the balancer asks of a server: whether its breaker would let a request through.
         self.usable: Any = None
         self.draining = False

@@ -194,7 +194,7 @@ class Exchange(Attempts):
             return
         self._attempt_answered(status)
         if status >= 500 and status in RETRIABLE_STATUS:
-            decision = self._decide(Failure.STATUS, status)
+            decision = self._decide(Failure.STATUS, status, True, self._retry_after(head))
             if decision.retry:
                 self._set_aside(connection, head, body, complete)
                 self._back_off(decision.delay_ns)

@@ -34,6 +34,7 @@ from nexus.gateway.core import Core
 from nexus.gateway.discovery import ServiceEntry, ServicesFile
 from nexus.gateway.endpoints import Endpoints, own_routes
 from nexus.gateway.events import SOURCE, EventSink
+from nexus.gateway.health import Prober, check_upstreams
 from nexus.gateway.limits import build_limits
 from nexus.gateway.listening import Listening, check_listeners, more_endpoints
 from nexus.gateway.phases import Phases
@@ -131,6 +132,7 @@ def validate(settings: GatewaySettings) -> None:
     check_kafka(settings.kafka)
     if _sampling(settings) is not None:
         resolve(settings.tracing, os.environ)
+    check_upstreams(settings)
     NetworkRules(settings.networks.allow, settings.networks.deny)
     limit = settings.rate_limit
     try:
@@ -183,6 +185,10 @@ class Gateway:
         )
         self._core.balancers = self._upstreams.balancers
         self._auth: Final = AuthService(context.metrics, rng)
+        self._core.outliers = self._upstreams.outliers
+        self._prober: Final = Prober(
+            shared.breakers, context.index, context.metrics, rng, self._upstreams.groups
+        )
         self._sessions: Final[set[Session]] = set()
         self._telemetry: Final = (
             Telemetry(settings.telemetry_entries, memory=shared.telemetry, worker=context.index)
@@ -233,6 +239,11 @@ class Gateway:
         self._admin = await start_admin(
             context, {"/lb-stats": self._get_lb_stats, "/cb-stats": self._get_cb_stats}
         )
+        self._tasks.append(
+            loop.create_task(
+                self._prober.run(lambda: self._context.settings, lambda: self._upstreams.outliers)
+            )
+        )
         self._tasks.append(loop.create_task(self._poll_services()))
         self._tasks.append(loop.create_task(self._report()))
 
@@ -246,6 +257,7 @@ class Gateway:
         self._share_limits(settings)
         self._apply(settings)
         self._upstreams.configure(settings)
+        self._core.outliers = self._upstreams.outliers
         self._services = services
         self._use(entries)
 
@@ -357,6 +369,7 @@ class Gateway:
         self._core.wall_offset = time_ns() - now
         self._ticker = loop.call_later(TICK_NS / 1e9, self._tick, loop)
         self._wheel.advance(now)
+        self._upstreams.refresh(now)
 
     def _is_trusted(self, ip: str) -> bool:
         return bool(self._phases.clients.is_trusted(ip))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from nexus._speedups import BACKEND
 
 if TYPE_CHECKING or BACKEND == "pure":
-    from nexus.gateway._pool_py import Pool
+    from nexus.gateway._pool_py import Pool, why_not_connected
 else:
-    from nexus.gateway._pool_c import Pool
+    from nexus.gateway._pool_c import Pool, why_not_connected
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "why_not_connected"]

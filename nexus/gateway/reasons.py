@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["REASONS"]
+from nexus._speedups import http1_table
+
+__all__ = ["REASONS", "cause_named", "cause_of"]
 
 #: reason → (status, when). Status 0: the head of a response was out already, so the connection was
 #: closed; 499: the client was gone (in logs and metrics only).
@@ -97,3 +99,19 @@ REASONS: Final[dict[str, tuple[int, str]]] = {
     "upstream_truncated": (0, "the upstream broke off within the response body"),
     "stream_idle": (0, "the response body stood still for `timeouts.stream_idle`"),
 }
+
+_CAUSES: Final = (*REASONS, *(f"upstream_{reason}" for reason in http1_table.REASONS))
+_NUMBERS: Final = {reason: -1 - i for i, reason in enumerate(_CAUSES)}
+_OTHER: Final = -1 - len(_CAUSES)
+
+
+def cause_of(reason: str) -> int:
+    """A reason as a number, for a word of shared memory; statuses are themselves."""
+    return _NUMBERS.get(reason, _OTHER)
+
+
+def cause_named(cause: int) -> str:
+    """What :func:`cause_of` was given, or ``status 503``."""
+    if cause > 0:
+        return f"status {cause}"
+    return "other" if cause == _OTHER else _CAUSES[-1 - cause]

@@ -13,6 +13,12 @@ from nexus.gateway.settings_limits import (
     NetworkSettings,
 )
 from nexus.gateway.settings_routes import RouteSettings
+from nexus.gateway.settings_upstreams import (
+    BalancerSettings,
+    BulkheadSettings,
+    HealthCheckSettings,
+    OutlierSettings,
+)
 from nexus.net.settings import (
     DialTlsSettings,
     KafkaSettings,
@@ -67,15 +73,6 @@ class RateLimitSettings(Settings, frozen=True):
         Literal["refused", "always"],
         Meta(description="replies that carry `RateLimit` and `RateLimit-Policy`"),
     ] = "refused"
-
-
-class BalancerSettings(Settings, frozen=True):
-    """How an upstream is chosen."""
-
-    algorithm: Annotated[
-        Literal["round-robin", "least-conn", "weighted", "p2c"],
-        Meta(description="`p2c`: the less loaded of two random ones"),
-    ] = "round-robin"
 
 
 class BreakerSettings(Settings, frozen=True):
@@ -236,6 +233,9 @@ class GatewaySettings(ServiceSettings, frozen=True):
     cluster_limits: ClusterLimitSettings = ClusterLimitSettings()
     auth: AuthSettings = AuthSettings()
     balancer: BalancerSettings = BalancerSettings()
+    outliers: OutlierSettings = OutlierSettings()
+    health_check: HealthCheckSettings = HealthCheckSettings()
+    bulkhead: BulkheadSettings = BulkheadSettings()
     breaker: BreakerSettings = BreakerSettings()
     retry: RetrySettings = RetrySettings()
     envelope: EnvelopeSettings = EnvelopeSettings()

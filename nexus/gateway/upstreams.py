@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from nexus.clock import iso_utc, wall_ms
 from nexus.gateway.discovery import DEFAULT_GROUP, ServiceEntry
+from nexus.gateway.health import Outliers, state_of
 from nexus.gateway.pool import Pool
+from nexus.gateway.reasons import cause_named
 from nexus.policy.balance import Balancer, Server, make_balancer
 from nexus.policy.breaker import Breaker, BreakerConfig, BreakerTable
 
@@ -32,6 +35,12 @@ _STATE: Final = "nexus_circuit_breaker_state"
 _HEALTHY: Final = "nexus_upstream_healthy"
 _CONNECTIONS: Final = "nexus_upstream_connections"
 _QUEUE: Final = "nexus_upstream_queue"
+
+#: Between two looks at what changes with time, nanoseconds.
+_LOOK_AGAIN_NS: Final = 200_000_000
+
+#: Share of its turns with which a slow start begins.
+_LEAST_RAMP: Final = 0.1
 
 #: Beyond connect and response head, before another worker may think a trial's owner dead.
 _TRIAL_MARGIN_MS: Final = 1000
@@ -76,7 +85,14 @@ class Upstreams:
         self._groups: dict[str, str] = {}
         #: Group → its balancer; the same object for good, requests look here.
         self.balancers: Final[dict[str, Balancer]] = {}
+        #: ``None`` while ejection is switched off.
+        self.outliers: Outliers | None = None
+        self._weights: dict[str, int] = {}
+        self._version = -1
+        self._look_again = 0
+        self._started = False
         table.adopt(worker)
+        self._configure_health()
 
     @staticmethod
     def usable(server: Server) -> bool:
@@ -95,27 +111,79 @@ class Upstreams:
             known = self._servers.get(url)
             if known is None:
                 self._servers[url] = self._add(entry)
-            elif known.weight != entry.weight:
+            elif self._weights[url] != entry.weight:
                 log.info("upstream reweighted", extra={"upstream": url, "weight": entry.weight})
-                known.weight = entry.weight
+        self._weights = {url: entry.weight for url, entry in wanted.items()}
         self._groups = {url: entry.group for url, entry in wanted.items()}
         self._warn_of_idle_weights(entries)
         # The file's order is the order of the turns.
         self._servers = {url: self._servers[url] for url in wanted}
         self._balance()
+        self._started = True
+        self.refresh(monotonic_ns())
         self.sweep()
         self.report()
 
     def _warn_of_idle_weights(self, entries: Sequence[ServiceEntry]) -> None:
         """Weights that differ and do nothing are a mistake, in the file or in the settings."""
         algorithm = self._settings.balancer.algorithm
-        if self._worker == 0 and algorithm != "weighted":
+        if self._worker == 0 and algorithm not in ("weighted", "weighted-smooth"):
             if len({entry.weight for entry in entries}) > 1:
                 log.warning(
                     "weights of the services file have no effect, set balancer.algorithm to "
                     "'weighted'",
                     extra={"algorithm": algorithm},
                 )
+
+    def groups(self) -> dict[str, Sequence[Server]]:
+        """The servers in rotation or out of it for a while, by group."""
+        return {group: balancer.servers for group, balancer in self.balancers.items()}
+
+    def refresh(self, now: int) -> None:
+        """Take over what the workers share: with every tick of the wheel.
+
+        Orders and health are looked at when they have changed, what ends or grows with time
+        (ejections, slow start) every fifth of a second.
+        """
+        version = self._table.version
+        if version == self._version and now < self._look_again:
+            return
+        self._version = version
+        self._look_again = now + _LOOK_AGAIN_NS if self._timed else 1 << 62
+        reshaped = False
+        for url, server in self._servers.items():
+            state = state_of(server)
+            weight = state.weight or self._weights[url]
+            reshaped = reshaped or weight != server.weight or state.drained != server.draining
+            server.weight, server.draining = weight, state.drained
+            checked = self._settings.health_check.enabled and state.probed == "unhealthy"
+            server.healthy = not checked and not (self.outliers is not None and state.ejected(now))
+            server.ramp = self._ramp(server, now)
+        for balancer in self.balancers.values():
+            if reshaped:
+                balancer.update(balancer.servers)
+            else:
+                balancer.assess()
+
+    @property
+    def _timed(self) -> bool:
+        return self.outliers is not None or self._settings.balancer.slow_start_seconds > 0
+
+    def _ramp(self, server: Server, now: int) -> float:
+        window = int(self._settings.balancer.slow_start_seconds * 1e9)
+        if not window:
+            return 1.0
+        since = state_of(server).since(cast("Breaker", server.breaker).closed_at())
+        if not since or now - since >= window:
+            return 1.0
+        return max(_LEAST_RAMP, (now - since) / window)
+
+    def _configure_health(self) -> None:
+        settings = self._settings
+        self.outliers = None
+        if settings.outliers.enabled:
+            self.outliers = Outliers(settings.outliers, self._table, self._metrics, self.groups)
+        self._version = -1
 
     def _balance(self) -> None:
         """Each group's balancer gets the servers of its group."""
@@ -128,7 +196,10 @@ class Upstreams:
             balancer = self.balancers.get(group)
             if balancer is None:
                 algorithm = self._settings.balancer.algorithm
-                balancer = self.balancers[group] = make_balancer(algorithm, self._rng)
+                percent = self._settings.balancer.panic_threshold_percentage
+                balancer = self.balancers[group] = make_balancer(
+                    algorithm, self._rng, panic_percent=percent
+                )
             balancer.update(servers)
 
     def _add(self, entry: ServiceEntry) -> Server:
@@ -136,19 +207,22 @@ class Upstreams:
             if server.url == entry.url:  # back before it had drained
                 self._leaving.remove(server)
                 server.draining = False
-                server.weight = entry.weight
                 return server
         server = Server(entry.url, entry.weight)
         settings = self._settings
         server.extra = Pool(entry.url, self._wheel, settings.upstream, settings.timeouts)
         server.breaker = self._table.breaker(entry.url, self._worker, _breaker_config(settings))
+        state = server.state = self._table.state_of(entry.url)
+        if self._started:
+            state.joins(monotonic_ns())
         log.info("upstream joins", extra={"upstream": entry.url, "weight": entry.weight})
         return server
 
     def configure(self, settings: GatewaySettings) -> None:
         """Apply new settings to what stays."""
-        changed = settings.balancer.algorithm != self._settings.balancer.algorithm
+        changed = settings.balancer != self._settings.balancer
         self._settings = settings
+        self._configure_health()
         if changed:
             self.balancers.clear()
             self._balance()
@@ -221,10 +295,17 @@ class Upstreams:
     def breaker_stats(self) -> dict[str, Any]:
         """``GET /cb-stats``."""
         now = monotonic_ns()
-        return {
-            server.url: cast("Breaker", server.breaker).snapshot(now)
-            for server in self._servers.values()
-        }
+        return {server.url: self._breaker_of(server, now) for server in self._servers.values()}
+
+    def _breaker_of(self, server: Server, now: int) -> dict[str, object]:
+        found = cast("Breaker", server.breaker).snapshot(now)
+        cause, at = state_of(server).last_error()
+        wait = found["retryInMs"]
+        wall = wall_ms()
+        found["nextTrialAt"] = iso_utc(wall + cast("int", wait)) if wait else None
+        found["lastError"] = cause_named(cause) if cause else None
+        found["lastErrorAt"] = iso_utc(wall - (now - at) // 1_000_000) if cause else None
+        return found
 
     def close(self) -> None:
         """The end of the worker: no connection survives."""

@@ -149,6 +149,18 @@ _GATEWAY: Final = (
     _gauge("nexus_upstream_queue", "Requests waiting for an upstream connection.", "upstream"),
     _gauge("nexus_upstream_healthy", "1 while an upstream is in rotation.", "upstream", over="max"),
     _counter(
+        "nexus_upstream_ejections_total",
+        "Upstreams left out for what they answered, by rule.",
+        "upstream",
+        "cause",
+    ),
+    _counter(
+        "nexus_upstream_health_checks_total",
+        "Active checks of upstreams, by result.",
+        "upstream",
+        "result",
+    ),
+    _counter(
         "nexus_discovery_reloads_total", "Reads of a changed services file, by result.", "result"
     ),
     _counter("nexus_tls_reloads_total", "Renewed certificate files, by result.", "result"),

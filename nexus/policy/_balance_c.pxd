@@ -11,6 +11,9 @@ cdef class Server:
     cdef public object breaker
     cdef public object extra
     cdef public object series
+    cdef public double ramp
+    cdef public double credit
+    cdef public object state
 
 
 @cython.locals(server=Server)
@@ -18,10 +21,15 @@ cdef bint _can_take(Server server, object usable, bint healthy) except -1
 
 
 cdef class Balancer:
-    cdef bint _panic
+    cdef long long _panic
     cdef list _servers
+    cdef readonly bint panicking
 
-    @cython.locals(found=Server)
+    @cython.locals(server=Server, serving=cython.longlong, healthy=cython.longlong)
+    cpdef object assess(self)
+    @cython.locals(other=Server)
+    cdef Server _warm(self, Server server, object usable, object exclude, bint healthy)
+    @cython.locals(found=Server, healthy=cython.bint)
     cpdef Server pick(self, object usable=*, object exclude=*)
     cdef Server _choose(self, object usable, object exclude, bint healthy)
 
@@ -40,6 +48,10 @@ cdef class _RoundRobin(_InTurn):
 
 cdef class _Weighted(_InTurn):
     cdef list _shape
+
+
+cdef class _Smooth(_Weighted):
+    pass
 
 
 cdef class _LeastConnections(Balancer):

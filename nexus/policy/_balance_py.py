@@ -1,5 +1,5 @@
 # cython: annotation_typing=False
-"""Which server takes a request: the four algorithms of the gateway.
+"""Which server takes a request: the algorithms of the gateway.
 
 ::
 
@@ -14,6 +14,7 @@ algorithm  choice                                                   cost of a pi
 round-robin the next in turn                                        O(1); O(n) past the unusable
 least-conn fewest active requests, equals in turn                   O(n)
 weighted   the next turn of a GCD-reduced sequence (2:1 → a, a, b)  O(1); O(turns) likewise
+-smooth    the same shares, interleaved (5:1:1 → a, a, b, a, c, a, a) as weighted
 p2c        the less busy of two drawn at random                     O(1); O(n) if both are unusable
 ========== ======================================================== ==================
 
@@ -30,14 +31,14 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
-from nexus._speedups.wrr import build_sequence
+from nexus._speedups.wrr import build_sequence, build_smooth_sequence
 
 __all__ = ["ALGORITHMS", "Balancer", "Server", "make_balancer"]
 
 Usable = Callable[["Server"], bool]
 
-#: The names of the contract.
-ALGORITHMS: Final = ("round-robin", "least-conn", "weighted", "p2c")
+#: The names of the contract, and the interleaved variant.
+ALGORITHMS: Final = ("round-robin", "least-conn", "weighted", "weighted-smooth", "p2c")
 
 
 class Server:
@@ -46,11 +47,14 @@ class Server:
     __slots__ = (
         "active",
         "breaker",
+        "credit",
         "draining",
         "extra",
         "handled",
         "healthy",
+        "ramp",
         "series",
+        "state",
         "url",
         "weight",
     )
@@ -63,6 +67,10 @@ class Server:
         #: Requests ever sent there.
         self.handled = 0
         self.healthy = True
+        #: Share of its turns that it takes while it warms up (slow start): 0 < ramp <= 1.
+        self.ramp = 1.0
+        #: Turns that it has saved up while warming.
+        self.credit = 0.0
         #: Removed from the list; gets no new request and leaves when ``active`` is 0.
         self.draining = False
         #: Both belong to the data plane: its :class:`~nexus.policy.breaker.Breaker` and its pool.
@@ -70,6 +78,8 @@ class Server:
         self.extra: object = None
         #: Its metrics' handles for what it answered last; the data plane's too.
         self.series: object = None
+        #: Its :class:`~nexus.policy.upstreamstate.UpstreamState`; the data plane's.
+        self.state: object = None
 
     def __repr__(self) -> str:
         state = "draining" if self.draining else "healthy" if self.healthy else "unhealthy"
@@ -79,10 +89,12 @@ class Server:
 class Balancer:
     """One algorithm over one list; made by :func:`make_balancer`."""
 
-    __slots__ = ("_panic", "_servers")
+    __slots__ = ("_panic", "_servers", "panicking")
 
-    def __init__(self, panic: bool) -> None:
+    def __init__(self, panic: int) -> None:
         self._panic = panic
+        #: Whether too few are healthy to send everything to them.
+        self.panicking = False
         self._servers: list[Server] = []
 
     @property
@@ -98,6 +110,16 @@ class Balancer:
     def update(self, servers: Sequence[Server]) -> None:
         """Take this list from now on; known servers keep their place in the turn."""
         self._servers = list(servers)
+        self.assess()
+
+    def assess(self) -> None:
+        """Look at the health of the list again: below the threshold all are used as if healthy."""
+        serving = healthy = 0
+        for server in self._servers:
+            if not server.draining:
+                serving += 1
+                healthy += server.healthy
+        self.panicking = healthy * 100 < self._panic * serving
 
     def pick(self, usable: Usable | None = None, exclude: Collection[Server] = ()) -> Server | None:
         """The server for one request, or ``None`` when no server can take it.
@@ -108,14 +130,24 @@ class Balancer:
         """
         if not self._servers:
             return None
-        found = self._choose(usable, exclude, True)
-        if found is None and exclude:
-            found = self._choose(usable, (), True)
-        if found is None and self._panic and not [s for s in self._servers if s.healthy]:
-            found = self._choose(usable, exclude, False)
-            if found is None:
-                found = self._choose(usable, (), False)
+        healthy = not self.panicking
+        found = self._choose(usable, exclude, healthy)
+        if found is None:
+            return self._choose(usable, (), healthy) if exclude else None
+        if found.ramp < 1.0:
+            return self._warm(found, usable, exclude, healthy)
         return found
+
+    def _warm(
+        self, server: Server, usable: Usable | None, exclude: Collection[Server], healthy: bool
+    ) -> Server:
+        """Slow start: whoever warms up gives most of its turns to another."""
+        server.credit += server.ramp
+        if server.credit >= 1.0:
+            server.credit -= 1.0
+            return server
+        other = self._choose(usable, [*exclude, server], healthy)
+        return server if other is None else other
 
     def _choose(
         self, usable: Usable | None, exclude: Collection[Server], healthy: bool
@@ -124,26 +156,28 @@ class Balancer:
 
 
 def make_balancer(
-    algorithm: str, rng: random.Random | None = None, *, panic: bool = False
+    algorithm: str, rng: random.Random | None = None, *, panic_percent: int = 0
 ) -> Balancer:
     """The balancer called ``algorithm``. Raises ``ValueError`` for a name that is not known.
 
-    ``rng`` is drawn from by p2c. With ``panic``, a list without one healthy server is used as if
-    all were healthy, because spreading over sick servers beats failing everything; ``usable`` is
-    obeyed even then, so an open breaker stays open.
+    ``rng`` is drawn from by p2c. While less than ``panic_percent`` of the servers are healthy, all
+    are used as if they were, because spreading over sick servers beats failing everything, or
+    burying the few that are left; ``usable`` is obeyed even then, so an open breaker stays open.
+    Call :meth:`Balancer.assess` when the health of a server has changed.
     """
     if algorithm == "p2c":
-        return _PowerOfTwo(rng or random.Random(), panic)
+        return _PowerOfTwo(rng or random.Random(), panic_percent)
     try:
         made = {
             "round-robin": _RoundRobin,
             "least-conn": _LeastConnections,
             "weighted": _Weighted,
+            "weighted-smooth": _Smooth,
         }[algorithm]
     except KeyError:
         known = ", ".join(ALGORITHMS)
         raise ValueError(f"unknown balancing algorithm {algorithm!r}; known: {known}") from None
-    return made(panic)
+    return made(panic_percent)
 
 
 def _can_take(server: Server, usable: Usable | None, healthy: bool) -> bool:
@@ -157,7 +191,7 @@ class _InTurn(Balancer):
 
     __slots__ = ("_circle", "_next")
 
-    def __init__(self, panic: bool) -> None:
+    def __init__(self, panic: int) -> None:
         super().__init__(panic)
         self._circle: list[Server] = []
         self._next = 0
@@ -208,7 +242,7 @@ class _Weighted(_InTurn):
     def algorithm(self) -> str:
         return "weighted"
 
-    def __init__(self, panic: bool) -> None:
+    def __init__(self, panic: int) -> None:
         super().__init__(panic)
         self._shape: list[tuple[Server, int]] = []
 
@@ -221,8 +255,22 @@ class _Weighted(_InTurn):
         if shape == self._shape:
             return
         self._shape = shape
-        self._circle = [live[i] for i in build_sequence([server.weight for server in live])]
+        self._circle = [live[i] for i in self._turns([server.weight for server in live])]
         self._next = 0
+
+    def _turns(self, weights: list[int]) -> list[int]:
+        return build_sequence(weights)
+
+
+class _Smooth(_Weighted):
+    __slots__ = ()
+
+    @property
+    def algorithm(self) -> str:
+        return "weighted-smooth"
+
+    def _turns(self, weights: list[int]) -> list[int]:
+        return build_smooth_sequence(weights)
 
 
 class _LeastConnections(Balancer):
@@ -232,7 +280,7 @@ class _LeastConnections(Balancer):
     def algorithm(self) -> str:
         return "least-conn"
 
-    def __init__(self, panic: bool) -> None:
+    def __init__(self, panic: int) -> None:
         super().__init__(panic)
         self._start = 0
 
@@ -269,7 +317,7 @@ class _PowerOfTwo(Balancer):
     def algorithm(self) -> str:
         return "p2c"
 
-    def __init__(self, rng: random.Random, panic: bool) -> None:
+    def __init__(self, rng: random.Random, panic: int) -> None:
         super().__init__(panic)
         self._random = rng.random
 

@@ -6,7 +6,7 @@ cdef extern from *:
     """
     void fence "nexus_fence"() noexcept nogil
 
-cdef long long _CLOSED, _OPEN, _HALF_OPEN
+cdef long long _CLOSED, _OPEN, _HALF_OPEN, _HELD
 cdef long long _BUCKETS, _BUCKET_NS
 cdef long long _STATE, _UNTIL, _OPENS, _CHANGED, _SLOT_HEAD
 cdef long long _IN_USE, _GENERATION, _COUNTS, _BLOCK

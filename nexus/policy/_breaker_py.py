@@ -23,6 +23,8 @@ BUCKETS: Final = 10
 BUCKET_NS: Final = 1_000_000_000
 
 _CLOSED, _OPEN, _HALF_OPEN = 0, 1, 2
+#: End of an opening that only an operator ends; beyond any clock (146 years).
+_HELD = 1 << 62
 _NAMES: Final[tuple[State, ...]] = ("closed", "open", "half-open")
 
 #: Bytes of a word: one aligned load or store.
@@ -169,6 +171,31 @@ class Breaker:
                 self._release_lock()
             self._trial = 0
 
+    def force_open(self, now_ns: int) -> None:
+        """An operator opens it, until :meth:`force_close`; no trial comes of itself."""
+        self._acquire()
+        try:
+            self._words[_UNTIL] = _HELD
+            self._enter(_OPEN, now_ns)
+        finally:
+            self._release_lock()
+
+    def force_close(self, now_ns: int) -> None:
+        """An operator closes it, with empty counts; from then on it decides itself again."""
+        self._acquire()
+        try:
+            self._enter(_CLOSED, now_ns)
+        finally:
+            self._release_lock()
+
+    def closed_at(self) -> int:
+        """When it last closed, monotonic nanoseconds; 0: it is not closed, or was never open."""
+        return self._words[_CHANGED] if self._words[_STATE] & 3 == _CLOSED else 0
+
+    def counts(self, now_ns: int) -> tuple[int, int]:
+        """(successes, failures) of the window, over all workers."""
+        return self._sum(now_ns, self._words[_STATE] >> 2)
+
     def state(self, now_ns: int) -> State:
         """As the outside sees it: open becomes half-open when the next request would be let in."""
         if not self._enabled:
@@ -183,7 +210,8 @@ class Breaker:
         word = self._words[_STATE]
         successes, failures = self._sum(now_ns, word >> 2)
         total = successes + failures
-        wait = self._words[_UNTIL] - now_ns if word & 3 != _CLOSED else 0
+        held = word & 3 == _OPEN and self._words[_UNTIL] == _HELD
+        wait = self._words[_UNTIL] - now_ns if word & 3 != _CLOSED and not held else 0
         return {
             "state": self.state(now_ns),
             "successes": successes,
@@ -191,6 +219,7 @@ class Breaker:
             "errorPercentage": round(100 * failures / total, 2) if total else 0.0,
             "opens": self._words[_OPENS],
             "retryInMs": max(0, -(-wait // 1_000_000)),
+            "held": held,
         }
 
     def close(self) -> None:

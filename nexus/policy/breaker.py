@@ -26,6 +26,8 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -43,6 +45,7 @@ from nexus.policy._breaker_py import (
     State,
     private_words,
 )
+from nexus.policy.upstreamstate import FIRST, LAST, VERSION_WORD, UpstreamState
 
 if TYPE_CHECKING or BACKEND == "pure":
     from nexus.policy._breaker_py import Breaker
@@ -56,8 +59,9 @@ Buffer = bytearray | memoryview | mmap.mmap
 _CLOSED: Final = 0
 
 _MAGIC: Final = int.from_bytes(b"NXBRKR1\0", "little")
-#: Words of the table's header: magic, slots, workers.
+#: Words of the table's header: magic, slots, workers, version, leader, end of its lease.
 _HEADER: Final = 8
+_LEADER, _LEASE = 4, 5
 
 #: Allocation has a lock of its own, behind those of the slots.
 _MAX_SLOTS: Final = 65_536
@@ -153,9 +157,7 @@ class BreakerTable:
         :attr:`overflows`.
         """
         self._check(worker_index)
-        digest = hashlib.blake2b(url.encode(), digest_size=16).digest()
-        low = int.from_bytes(digest[:8], "little", signed=True)
-        high = int.from_bytes(digest[8:], "little", signed=True) or 1
+        low, high = _identity(url)
         self._lock.acquire(self._slots)
         try:
             slot = self._find(low, high)
@@ -169,6 +171,44 @@ class BreakerTable:
         start = _HEADER + slot * self._stride
         words = self._words[start : start + self._stride]
         return Breaker(url, config, words, worker_index, self._workers, self._lock, slot)
+
+    def state_of(self, url: str) -> UpstreamState:
+        """What the workers know of an upstream beside its breaker; ask for its breaker first.
+
+        Without a slot it is private to this process, as the breaker is.
+        """
+        low, high = _identity(url)
+        for slot in range(self._slots):
+            start = _HEADER + slot * self._stride
+            words = self._words[start : start + SLOT_HEAD]
+            if words[0] == low and words[1] == high:
+                return UpstreamState(words, self._words[:_HEADER], self._lock, slot)
+        return UpstreamState(private_words(), self._words[:_HEADER], None, 0)
+
+    @property
+    def version(self) -> int:
+        """Another number after every change of an :class:`UpstreamState`."""
+        return self._words[VERSION_WORD]
+
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        """Between processes, one at a time: for what looks at several upstreams."""
+        self._lock.acquire(self._slots + 1)
+        try:
+            yield
+        finally:
+            self._lock.release(self._slots + 1)
+
+    def leads(self, worker_index: int, now_ns: int, lease_ns: int) -> bool:
+        """Whether this worker does what only one may do, for ``lease_ns`` from now; ask again
+        before they are over. A dead leader's lease runs out."""
+        words = self._words
+        with self.deciding():
+            if words[_LEADER] not in (0, worker_index + 1) and now_ns < words[_LEASE]:
+                return False
+            words[_LEASE] = now_ns + lease_ns
+            words[_LEADER] = worker_index + 1
+            return True
 
     def _check(self, worker_index: int) -> None:
         if not 0 <= worker_index < self._workers:
@@ -192,6 +232,8 @@ class BreakerTable:
             # Identity last: one killed in between leaves a slot that still belongs to nobody.
             words[head] = words[head + 1] = 0
             words[head + UNTIL_WORD] = words[head + OPENS_WORD] = words[head + CHANGED_WORD] = 0
+            for word in range(FIRST, LAST + 1):
+                words[head + word] = 0
             # The generation only grows, so that counts of the former owner stay void.
             words[head + STATE_WORD] = ((words[head + STATE_WORD] >> 2) + 1) << 2 | _CLOSED
             words[head] = low
@@ -200,3 +242,9 @@ class BreakerTable:
 
     def _is_free(self, slot: int) -> bool:
         return not any(self._words[self._block(slot, w) + IN_USE] for w in range(self._workers))
+
+
+def _identity(url: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(url.encode(), digest_size=16).digest()
+    low = int.from_bytes(digest[:8], "little", signed=True)
+    return low, int.from_bytes(digest[8:], "little", signed=True) or 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -28,6 +29,7 @@ __all__ = [
     "RetryPolicy",
     "decide",
     "delay_ns",
+    "retry_after_ns",
 ]
 
 #: Idempotent methods, RFC 9110 §9.2.2. Methods are case-sensitive (§9.1).
@@ -57,7 +59,7 @@ class Failure(Enum):
 
 class RetryDecision(NamedTuple):
     """``retry`` after ``delay_ns``; or ``why_not``: ``not_retriable``, ``response_started``,
-    ``attempts``, ``not_idempotent``, ``body``, ``deadline`` or ``budget``.
+    ``attempts``, ``not_idempotent``, ``body``, ``deadline``, ``retry_after`` or ``budget``.
     """
 
     retry: bool
@@ -90,6 +92,17 @@ def delay_ns(attempt: int, base: int, rng: random.Random) -> int:
     return int(rng.random() * ceiling)
 
 
+def retry_after_ns(value: bytes, wall_ns: int) -> int:
+    """``Retry-After`` (RFC 9110 §10.2.3), seconds or a date, as a wait; 0 for what is neither."""
+    if value.isdigit() and len(value) <= 9:
+        return int(value) * 1_000_000_000
+    try:
+        at = parsedate_to_datetime(value.decode("latin-1")).timestamp()
+    except (ValueError, OverflowError):
+        return 0
+    return max(0, int(at * 1e9) - wall_ns)
+
+
 def decide(
     policy: RetryPolicy,
     budget: RetryBudget,
@@ -105,14 +118,16 @@ def decide(
     idempotency_key: bool = False,
     now_ns: int,
     deadline_ns: int,
+    not_before_ns: int = 0,
 ) -> RetryDecision:
     """What to do after attempt number ``attempt`` (from 1) failed.
 
     ``sent``: any byte of the request may have reached the upstream. ``response_started``: any byte
     of a response went to the client. ``body_replayable``: the whole request body is buffered (or
     there is none). ``idempotency_key``: the route allows it and the request carries one.
-    ``deadline_ns``: end of the request's total time. A "yes" holds one unit of ``budget``; give it
-    back with :meth:`RetryBudget.release` when that attempt ends.
+    ``deadline_ns``: end of the request's total time. ``not_before_ns``: a wait that the upstream
+    asked for (``Retry-After``), where the next attempt would meet it again. A "yes" holds one
+    unit of ``budget``; give it back with :meth:`RetryBudget.release` when that attempt ends.
     """
     why_not = _why_not(
         policy,
@@ -125,9 +140,9 @@ def decide(
     )
     if why_not:
         return RetryDecision(False, why_not)
-    pause = delay_ns(attempt, policy.base_delay_ns, rng)
+    pause = max(delay_ns(attempt, policy.base_delay_ns, rng), not_before_ns)
     if now_ns + pause >= deadline_ns:
-        return RetryDecision(False, "deadline")
+        return RetryDecision(False, "retry_after" if not_before_ns else "deadline")
     if not budget.try_acquire():
         return RetryDecision(False, "budget")
     return RetryDecision(True, "", pause)

@@ -62,6 +62,9 @@ class Upstream:
     port: int = 0
     tls: ssl.SSLContext | None = None
     unix: str = ""
+    #: How `/mood` answers: 200, or a status, `reset`, `hang`, `slow`; `Retry-After` with `after`.
+    mood: str = ""
+    after: str = ""
 
     def start(self) -> Upstream:
         self._loop = asyncio.new_event_loop()
@@ -314,6 +317,18 @@ async def sse(_u: Upstream, _s: Seen, _r: object, w: asyncio.StreamWriter) -> bo
     return True
 
 
+async def mood(up: Upstream, _s: Seen, _r: object, writer: asyncio.StreamWriter) -> bool:
+    if up.mood == "reset":
+        return False
+    if up.mood in ("hang", "slow"):
+        await asyncio.sleep(30 if up.mood == "hang" else 0.4)
+    status = int(up.mood) if up.mood.isdigit() else 200
+    fields = [f"Retry-After: {up.after}"] if up.after else []
+    writer.write(reply(status, up.name.encode(), "Content-Type: text/plain", *fields))
+    await writer.drain()
+    return True
+
+
 def status(up: Upstream, seen: Seen) -> bytes:
     code = int(seen.path.partition("?")[0].rsplit("/", 1)[1])
     return reply(
@@ -390,6 +405,7 @@ AFTER_BODY: dict[str, Handler] = {
     "/big": big,
     "/sse": sse,
     "/once": once,
+    "/mood": mood,
 }  # fmt: skip
 
 

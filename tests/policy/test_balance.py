@@ -16,7 +16,7 @@ def servers(*weights: int) -> list[Server]:
     return [Server(f"http://127.0.0.1:{3001 + i}", weight) for i, weight in enumerate(weights)]
 
 
-def made(algorithm: str, group: list[Server], **options: bool) -> Balancer:
+def made(algorithm: str, group: list[Server], **options: int) -> Balancer:
     balancer = make_balancer(algorithm, random.Random(1), **options)
     balancer.update(group)
     return balancer
@@ -124,13 +124,14 @@ class TestEveryAlgorithm:
         for server in group:
             server.healthy = False
         assert made(algorithm, group).pick() is None
-        balancer = made(algorithm, group, panic=True)
+        balancer = made(algorithm, group, panic_percent=1)
         assert {balancer.pick() for _ in range(60)} == set(group)
         assert balancer.pick(lambda server: server is group[2]) is group[2]
         assert balancer.pick(lambda server: False) is None
         assert balancer.pick(None, [group[0], group[1]]) is group[2]
         assert balancer.pick(None, group) in group
         group[0].healthy = True
+        balancer.assess()
         assert {balancer.pick() for _ in range(20)} == {group[0]}
 
     def test_update_replaces_the_list(self, algorithm: str) -> None:

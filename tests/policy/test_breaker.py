@@ -91,6 +91,7 @@ def test_half_open_lets_exactly_one_through() -> None:
         "errorPercentage": 0.0,
         "opens": 1,
         "retryInMs": 0,
+        "held": False,
     }
 
 
@@ -348,6 +349,17 @@ class Model(RuleBasedStateMachine):
         self.workers[worker].release(self.now, permit)
         if epoch == self.epoch and self.state == "half-open":
             self.until = self.now
+
+    @rule(worker=st.integers(0, 2))
+    def operator_opens(self, worker: int) -> None:
+        self.workers[worker].force_open(self.now)
+        self.move("open")
+        self.until = 1 << 62
+
+    @rule(worker=st.integers(0, 2))
+    def operator_closes(self, worker: int) -> None:
+        self.workers[worker].force_close(self.now)
+        self.move("closed")
 
     @invariant()
     def all_workers_see_the_model(self) -> None:

@@ -1,0 +1,207 @@
+"""Who is left out of rotation, for how long, and who comes back: checks, ejection, slow start."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from gateway_process import GatewayProcess
+from gateway_upstream import Upstream
+
+Start = Callable[..., GatewayProcess]
+
+
+@pytest.fixture
+def three() -> Iterator[list[Upstream]]:
+    upstreams = [Upstream(name).start() for name in "abc"]
+    yield upstreams
+    for upstream in upstreams:
+        upstream.stop()
+
+
+def answers(gateway: GatewayProcess, count: int, method: str = "GET") -> Counter[str]:
+    """Who answered, or the status where nobody did."""
+    seen: Counter[str] = Counter()
+    for _ in range(count):
+        reply = gateway.request("/api/mood", method)
+        seen[reply.body.decode() if reply.status == 200 else str(reply.status)] += 1
+    return seen
+
+
+def until(condition: Callable[[], Any], seconds: float = 6.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def urls(upstreams: list[Upstream]) -> list[str]:
+    return [upstream.url for upstream in upstreams]
+
+
+def test_checks_take_out_and_bring_back(start_gateway: Start, three: list[Upstream]) -> None:
+    gateway = start_gateway(
+        urls(three),
+        workers=2,
+        health_check={
+            "enabled": True,
+            "path": "/mood",
+            "interval_seconds": 0.2,
+            "timeout_seconds": 0.3,
+            "unhealthy_threshold": 2,
+        },
+    )
+    until(lambda: gateway.metrics().count('result="good"') == 3)
+    for trouble in ("503", "reset", "hang"):
+        three[0].mood = trouble
+        until(lambda: '"upstream is unhealthy"' in gateway.output())
+        until(lambda: answers(gateway, 6, "POST").keys() == {"b", "c"})
+        three[0].mood = ""
+        until(lambda: answers(gateway, 6).keys() == {"a", "b", "c"})
+    # One prober for all workers: twice the workers are not twice the checks.
+    before = three[1].calls["/mood"]
+    start = time.monotonic()
+    time.sleep(1.2)
+    passed = (time.monotonic() - start) / 0.2
+    assert 0.4 * passed <= three[1].calls["/mood"] - before <= 1.4 * passed
+    # None is left: 503, as no panic is configured.
+    for upstream in three:
+        upstream.mood = "503"
+    until(lambda: gateway.request("/api/text").status == 503)
+    reply = gateway.request("/api/text")
+    assert (reply.status, reply.json["reason"]) == (503, "no_healthy_upstream")
+
+
+def test_the_prober_s_death_is_taken_over(start_gateway: Start, three: list[Upstream]) -> None:
+    import os
+    import signal
+
+    import psutil
+
+    gateway = start_gateway(
+        urls(three[:1]),
+        workers=2,
+        health_check={"enabled": True, "path": "/mood", "interval_seconds": 0.1},
+    )
+    until(lambda: three[0].calls.get("/mood", 0) > 3)
+    for worker in psutil.Process(gateway.process.pid).children():
+        os.kill(worker.pid, signal.SIGKILL)
+        before = three[0].calls["/mood"]
+        until(lambda: three[0].calls["/mood"] > before + 3)  # noqa: B023
+
+
+def test_panic_uses_the_sick_but_no_open_breaker(
+    start_gateway: Start, three: list[Upstream]
+) -> None:
+    for upstream in three:
+        upstream.mood = "404"  # bad for a check, no failure for a breaker
+    gateway = start_gateway(
+        urls(three),
+        breaker={"enabled": True, "timeout_ms": 700},
+        retry={"max_attempts": 1},
+        balancer={"panic_threshold_percentage": 50},
+        health_check={
+            "enabled": True,
+            "path": "/mood",
+            "interval_seconds": 0.1,
+            "unhealthy_threshold": 1,
+        },
+    )
+    until(lambda: gateway.output().count("upstream is unhealthy") == 3)
+    assert {gateway.request("/api/text").status for _ in range(6)} == {200}
+    three[0].mood = "500"
+    until(
+        lambda: (
+            gateway.request("/cb-stats").json[three[0].url]["state"] == "open"
+            or not answers(gateway, 3)
+        )
+    )
+    calls = three[0].calls.get("/text", 0)
+    assert {gateway.request("/api/text").status for _ in range(6)} == {200}
+    assert three[0].calls.get("/text", 0) == calls
+
+
+def test_failures_in_a_row_eject_for_longer_each_time(
+    start_gateway: Start, three: list[Upstream]
+) -> None:
+    gateway = start_gateway(
+        urls(three),
+        workers=2,
+        retry={"delay_ms": 1},
+        outliers={
+            "enabled": True,
+            "consecutive_5xx": 3,
+            "consecutive_gateway_failures": 2,
+            "base_ejection_seconds": 0.6,
+            "max_ejection_seconds": 60,
+        },
+    )
+
+    def ejections() -> int:
+        return gateway.output().count('"upstream ejected"')
+
+    three[0].mood = "reset"
+    until(lambda: answers(gateway, 1) and ejections() == 1)
+    assert '"seconds":0.6' in gateway.output().replace(": ", ":")
+    time.sleep(0.1)
+    assert answers(gateway, 8).keys() == {"b", "c"}
+    # At the end of its time it is tried again, and out for twice as long.
+    until(lambda: answers(gateway, 1) and ejections() == 2)
+    assert '"seconds":1.2' in gateway.output().replace(": ", ":")
+    # The other two: half of three is one, so nobody else is left out.
+    three[1].mood = "503"
+    answers(gateway, 8)
+    assert ejections() == 2
+    assert answers(gateway, 2).keys() == {"c"}, "a retry finds the one that is well"
+    three[0].mood = three[1].mood = ""
+    until(lambda: answers(gateway, 6).keys() == {"a", "b", "c"})
+    assert "nexus_upstream_ejections_total" in gateway.metrics()
+
+
+def test_a_new_upstream_starts_slowly(start_gateway: Start, three: list[Upstream]) -> None:
+    gateway = start_gateway(urls(three[:1]), balancer={"slow_start_seconds": 60})
+    assert answers(gateway, 10) == {"a": 10}, "who is there from the start is warm"
+    gateway.write_services(urls(three[:2]))
+    until(lambda: "upstream joins" in gateway.output().partition(three[1].url)[0][-400:])
+    until(lambda: gateway.output().count("upstream joins") == 2)
+    seen = answers(gateway, 60)
+    assert 1 <= seen["b"] <= 12, seen
+
+
+def test_retry_after_is_heeded_where_there_is_no_other(
+    start_gateway: Start, three: list[Upstream]
+) -> None:
+    gateway = start_gateway(urls(three[:1]), access_log={"enabled": True})
+    three[0].mood, three[0].after = "503", "1"
+    start = time.monotonic()
+    assert gateway.request("/api/mood").status == 503
+    # Two retries, a second apart; the total time allows no more.
+    assert time.monotonic() - start >= 2
+    three[0].after = "60"
+    start = time.monotonic()
+    reply = gateway.request("/api/mood")
+    assert reply.status == 503
+    assert reply.value("retry-after") == "60"
+    assert time.monotonic() - start < 1
+    until(lambda: '"retry_after"' in gateway.output())
+    # With another upstream nobody has to wait.
+    gateway.write_services(urls(three[:2]))
+    until(lambda: "b" in answers(gateway, 4))
+
+
+def test_breakers_tell_what_they_know(start_gateway: Start, three: list[Upstream]) -> None:
+    gateway = start_gateway(
+        urls(three[:1]), workers=2, breaker={"enabled": True, "timeout_ms": 300},
+        retry={"max_attempts": 1},
+    )  # fmt: skip
+    url = three[0].url
+    assert gateway.request("/cb-stats").json[url]["lastError"] is None
+    three[0].mood = "500"
+    assert answers(gateway, 3) == {"500": 3}
+    stats = gateway.request("/cb-stats").json[url]
+    assert (stats["state"], stats["failures"], stats["lastError"]) == ("open", 0, "status 500")
+    assert stats["nextTrialAt"] > stats["lastErrorAt"]
+    assert 8000 < stats["retryInMs"] <= 10_000
