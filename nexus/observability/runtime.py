@@ -1,7 +1,8 @@
 """How the process itself is doing: loop lag, memory, collector pauses, descriptors, CPU.
 
 One timer per worker, four times a second; the costly readings every few seconds. Nothing here is
-touched by requests.
+touched by requests. A loop that was held up is warned of with the function that did it
+(:mod:`nexus.observability.watchdog`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Final, Literal
 from nexus._speedups import BACKEND
 from nexus._version import __version__
 from nexus.observability.registry import LocalMetrics
+from nexus.observability.watchdog import Watchdog
 
 __all__ = ["RuntimeSampler"]
 
@@ -46,6 +48,9 @@ class RuntimeSampler:
         self._quiet_until = 0.0
         self._cpu_seconds = 0.0
         self._gc_started_ns = 0
+        #: The longest collection since the last probe: milliseconds, generation.
+        self._gc_longest = (0.0, 0)
+        self._watchdog: Final = Watchdog()
         self._recent: Final = [0.0] * _WINDOW_PROBES
         self._probe_count = 0
         self._lag: Final = metrics.histogram("nexus_event_loop_lag_ms")
@@ -72,6 +77,7 @@ class RuntimeSampler:
         """Begin sampling on the running loop."""
         self._loop = asyncio.get_running_loop()
         gc.callbacks.append(self._on_gc)
+        self._watchdog.start()
         self._sample()
         self._arm()
 
@@ -82,12 +88,15 @@ class RuntimeSampler:
             self._timer = None
         if self._on_gc in gc.callbacks:
             gc.callbacks.remove(self._on_gc)
+        self._watchdog.stop()
         self._sample()
 
     def _arm(self) -> None:
         assert self._loop is not None  # noqa: S101  (set by start, the only way here)
         self._due = self._loop.time() + _PROBE_SECONDS
         self._timer = self._loop.call_at(self._due, self._probe)
+        self._watchdog.expect(_PROBE_SECONDS)
+        self._gc_longest = (0.0, 0)
 
     def _probe(self) -> None:
         assert self._loop is not None  # noqa: S101
@@ -99,11 +108,26 @@ class RuntimeSampler:
         self._lag_max.set(max(self._recent))
         if lag_ms >= WARN_LAG_MS and now >= self._quiet_until:
             self._quiet_until = now + _WARN_EVERY_SECONDS
-            log.warning("the event loop was held up", extra={"lag_ms": round(lag_ms, 1)})
+            log.warning(
+                "the event loop was held up",
+                extra={"lag_ms": round(lag_ms, 1), **self._who_held_it(lag_ms)},
+            )
         if now >= self._next_sample:
             self._next_sample = now + _SAMPLE_SECONDS
             self._sample()
         self._arm()
+
+    def _who_held_it(self, lag_ms: float) -> dict[str, Any]:
+        pause_ms, generation = self._gc_longest
+        if pause_ms >= lag_ms / 2:
+            return {
+                "culprit": f"garbage collector, generation {generation}",
+                "gc_pause_ms": round(pause_ms, 1),
+            }
+        seen = self._watchdog.culprit()
+        if seen is None:
+            return {"culprit": "unknown: no Python code ran (busy machine, compiled code)"}
+        return {"culprit": seen.where, "stack": list(seen.stack)}
 
     def _sample(self) -> None:
         cpu_seconds = time.process_time()
@@ -120,6 +144,7 @@ class RuntimeSampler:
         generation = info["generation"]
         pause_ns = time.perf_counter_ns() - self._gc_started_ns
         self._gc_pause[generation].observe(pause_ns / 1e6)
+        self._gc_longest = max(self._gc_longest, (pause_ns / 1e6, generation))
         self._gc_freed[generation].inc(info["collected"])
 
 

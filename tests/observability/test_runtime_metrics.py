@@ -27,6 +27,45 @@ async def test_a_blocked_loop_is_seen(metrics, caplog):
     assert metrics.histogram("nexus_event_loop_lag_ms").sum >= WARN_LAG_MS
     assert [record.getMessage() for record in caplog.records] == ["the event loop was held up"]
     assert caplog.records[0].lag_ms >= WARN_LAG_MS
+    assert caplog.records[0].culprit.startswith("test_a_blocked_loop_is_seen (")
+    assert "test_runtime_metrics.py:" in caplog.records[0].culprit
+
+
+def hold_the_loop(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sum(range(100))
+
+
+async def test_the_warning_names_the_function_that_held_the_loop(metrics, caplog):
+    sampler = RuntimeSampler(metrics)
+    sampler.start()
+    loop = asyncio.get_running_loop()
+    with caplog.at_level(logging.WARNING, "nexus.runtime"):
+        loop.call_later(0.05, hold_the_loop, 0.25 + (WARN_LAG_MS + 150) / 1000)
+        async with asyncio.timeout(10):
+            while not caplog.records:
+                await asyncio.sleep(0.01)
+    sampler.stop()
+    (record,) = caplog.records
+    assert record.culprit.startswith("hold_the_loop (")
+    assert len(record.stack) >= 1
+    assert not any("watchdog" in frame for frame in record.stack)
+
+
+async def test_a_collection_is_named_as_what_held_the_loop(metrics, caplog, monkeypatch):
+    sampler = RuntimeSampler(metrics)
+    sampler.start()
+    with caplog.at_level(logging.WARNING, "nexus.runtime"):
+        sampler._on_gc("start", {})
+        time.sleep((WARN_LAG_MS + 350) / 1000)
+        sampler._on_gc("stop", {"generation": 2, "collected": 1})
+        async with asyncio.timeout(5):
+            while not caplog.records:
+                await asyncio.sleep(0.01)
+    sampler.stop()
+    assert caplog.records[0].culprit == "garbage collector, generation 2"
+    assert caplog.records[0].gc_pause_ms >= WARN_LAG_MS
 
 
 async def test_the_process_is_measured(metrics):
