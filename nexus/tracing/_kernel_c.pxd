@@ -1,7 +1,6 @@
 cimport cython
 
 cdef object _random, _draw, _wall, _clock, _SAMPLED, _UNSAMPLED, _key, _get, _attach, _detach
-cdef object Context
 
 
 @cython.final
