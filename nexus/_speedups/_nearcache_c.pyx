@@ -353,6 +353,7 @@ cdef class NearTable:
         cdef int64_t dropped = 0
         cdef uint64_t key_hash
         cdef int first, last_key, step
+        cdef Entry* entry
         if data is None or not 0 <= begin <= stop <= PyByteArray_GET_SIZE(data):
             raise ValueError(f"[{begin}:{stop}] is not within {len(data or b'')} bytes")
         if kind == FLUSH or kind == UNKNOWN:
@@ -370,6 +371,11 @@ cdef class NearTable:
                 key_hash = near_hash(base + payload, size, self.seed)
                 if kind == WRITE:
                     dropped += self._drop(key_hash)
+                else:
+                    entry = self._keys[key_hash & self._mask]
+                    while entry is not NULL:
+                        dropped += entry.key_hash == key_hash
+                        entry = entry.key_next
                 notes._push(seq, kind, key_hash)
             position = payload + size + 2
             index += 1

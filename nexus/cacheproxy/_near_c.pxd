@@ -57,12 +57,12 @@ cdef class Partition(Near):
     ) except -1
     @cython.locals(table=NearTable, used=Py_ssize_t)
     cdef object _emit(self, Client client)
-    @cython.locals(scanner=CommandScanner, seq=int64_t)
+    @cython.locals(scanner=CommandScanner, seq=int64_t, entries=int64_t)
     cdef object _read(
         self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop,
         Py_ssize_t count, bint known
     )
-    @cython.locals(scanner=CommandScanner, seq=int64_t, effect=int, kind=int)
+    @cython.locals(scanner=CommandScanner, seq=int64_t, effect=int, kind=int, entries=int64_t)
     cdef object _note(
         self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop,
         Py_ssize_t count

@@ -113,6 +113,8 @@ class Partition(Near):
                 if link.received >= client.write_seq:
                     code = MISS
                     if usable:
+                        if client.held:
+                            floor = now  # not older than what is found for those before it
                         code = self._probe(client, data, position, stop, now, fresh, floor)
                         if code == FULL:
                             self._emit(client)
@@ -156,7 +158,7 @@ class Partition(Near):
         return position
 
     def _refresh(self, source: Source, now: float) -> None:
-        source.fence(now - self.core.staleness / 2, now)
+        source.fence(now - self.core.staleness / 2, 0, now)
 
     def _single(self, scanner: CommandScanner) -> bool:
         """Whether the command names one key, however many arguments it has."""
@@ -192,12 +194,12 @@ class Partition(Near):
         """A cacheable read goes down the link; ``known``: something of it is in the table."""
         scanner = client.scanner
         seq = self.link.sent + count + 1
-        self.table.note(
+        entries = self.table.note(
             self.notes, READ, seq, self.core.commands, scanner.number, scanner.argc, data,
             position + scanner.name_end, stop,
         )  # fmt: skip
         client.read_seq = seq
-        if known:
+        if known or entries:
             client.write_seq = seq
             self.core.bypassed += 1
 
@@ -214,10 +216,12 @@ class Partition(Near):
             kind = UNKNOWN
             self.unknowns.append(client)
         seq = self.link.sent + count + 1
-        self.core.dropped_write += self.table.note(
+        entries = self.table.note(
             self.notes, kind, seq, self.core.commands, scanner.number, scanner.argc, data,
             position + scanner.name_end, stop,
         )  # fmt: skip
+        if kind != READ:
+            self.core.dropped_write += entries
         client.write_seq = seq
 
     def note(self, client: Client, data: bytearray, start: int, stop: int) -> None:
@@ -354,5 +358,7 @@ class Partition(Near):
         reading = Reading(
             client, self, scanner.number, cut(data, position, stop), scanner.name_end, now
         )
+        if client.held:
+            reading.after = self.source.link.sent
         client.hold(reading)
         return reading

@@ -56,6 +56,7 @@ cdef class Reading(Held):
     cdef public Py_ssize_t begin
     cdef public double arrival               # seconds
     cdef public double need                  # seconds
+    cdef public int64_t after                # commands of the tracking connection
     cdef public Flight flight
     cdef public bint forwarded
 
@@ -73,6 +74,7 @@ cdef class Flight(Receiver):
     cdef public bint admit
     cdef public double sent                  # seconds
     cdef int64_t flushes
+    cdef int64_t number_sent
     cdef public object token
     cdef bytearray data
     cdef public bytes reply
@@ -104,6 +106,7 @@ cdef class Source(Receiver):
     cdef public double fresh                 # seconds
     cdef public object pings
     cdef int64_t ping_flushes
+    cdef int64_t ping_number
     cdef public object waiting
     cdef public dict flights
     cdef bytes push
@@ -113,7 +116,7 @@ cdef class Source(Receiver):
     cdef public double suspected             # seconds
     cdef public double used
     cdef public list partitions
-    cpdef object fence(self, double need, double now)
+    cpdef object fence(self, double need, int64_t after, double now)
     cpdef bint overdue(self, double now) except -1
     cpdef double patience(self) except -1
     @cython.locals(reading=Reading)

@@ -51,6 +51,10 @@ _PTTL = b"*2\r\n$4\r\nPTTL\r\n"
 #: Row of the command counts; see session.py.
 FORWARDED = 0
 
+#: What reads of a key that is not there are answered with: certainly, and possibly.
+NIL = frozenset((b"$-1\r\n", b"_\r\n", b"*-1\r\n"))
+EMPTY = frozenset((b"$0\r\n\r\n", b"*0\r\n", b"%0\r\n", b"~0\r\n", b":0\r\n", b"+none\r\n"))
+
 #: Seconds that a tracking connection may owe a reply before another connection is asked whether
 #: Redis is there at all; and how much longer it has once that one was answered.
 STALL = 0.1
@@ -138,7 +142,8 @@ class Core:
 class Reading(Held):
     """A client's read that waits for a flight or a fence.
 
-    ``need``: the fence that answers it must have been sent at or after this.
+    ``need``: the fence that answers it must have been sent at or after this. ``after``: and behind
+    this many commands on the tracking connection, because those answer what the client read before.
     """
 
     def __init__(
@@ -152,6 +157,7 @@ class Reading(Held):
         self.begin = begin
         self.arrival = now
         self.need = now
+        self.after = 0
         self.flight: Flight | None = None
         #: Sent on the client's own link after all.
         self.forwarded = False
@@ -211,6 +217,7 @@ class Flight(Receiver):
         self.admit = admit
         self.sent = now
         self.flushes = source.link.flushes
+        self.number_sent = source.link.sent + 1
         self.token = source.core.table.begin(partition.space, number, request)
         self.data = bytearray()
         self.reply: bytes | None = None
@@ -222,7 +229,11 @@ class Flight(Receiver):
     def join(self, reading: Reading, now: float) -> None:
         """``reading`` shares the reply."""
         reading.flight = self
-        if self.reply is None and self.source.link.flushes == self.flushes:
+        if (
+            self.reply is None
+            and self.source.link.flushes == self.flushes
+            and reading.after < self.number_sent
+        ):
             self.sent = now  # not sent yet, so it will be later than this
             self.waiters.append(reading)
             return
@@ -294,8 +305,8 @@ class Flight(Receiver):
             life = min(life, milliseconds / 1000)
         if reply.startswith((b"-", b"!")):
             self.end("error")
-        elif reply.startswith((b"$-1\r", b"_\r", b"*-1\r")) and milliseconds != -2:
-            self.end("changed")  # written between the two
+        elif (milliseconds == -2) != (reply in NIL) and (milliseconds != -2 or reply not in EMPTY):
+            self.end("changed")  # between the two
         elif life <= 0:
             self.end("absent" if milliseconds == -2 else "expired")
         else:
@@ -401,6 +412,7 @@ class Source(Receiver):
         self.fresh = -1.0
         self.pings: deque[float] = deque()
         self.ping_flushes = -1
+        self.ping_number = 0
         self.waiting: deque[Reading] = deque()
         self.flights: dict[int, Flight] = {}
         self.push = b""
@@ -415,17 +427,21 @@ class Source(Receiver):
 
     # -- fences
 
-    def fence(self, need: float, now: float) -> None:
-        """Make sure that a fence sent at or after ``need`` comes."""
-        if not self.tracked or not self.up or (self.pings and self.pings[-1] >= need):
+    def fence(self, need: float, after: int, now: float) -> None:
+        """Make sure that a fence sent at or after ``need``, behind ``after`` commands, comes."""
+        if not self.tracked or not self.up:
             return
-        if self.pings and self.link.flushes == self.ping_flushes:
-            self.pings[-1] = now  # not sent yet
-            return
+        if self.pings and self.ping_number > after:
+            if self.pings[-1] >= need:
+                return
+            if self.link.flushes == self.ping_flushes:
+                self.pings[-1] = now  # not sent yet
+                return
         self.core.fences += 1
         self.pings.append(now)
         self.ping_flushes = self.link.flushes
         self.link.send(self, _PING, 0, len(_PING), 1)
+        self.ping_number = self.link.sent
         self._arm(now)
 
     def overdue(self, now: float) -> bool:
@@ -453,28 +469,42 @@ class Source(Receiver):
         if not self.waiting:
             return
         now = monotonic()
+        received = self.link.received
         need = -1.0
+        after = 0
         clients: list[Client] = []
         freed: list[Client] = []
+        #: Whose next readings must not be found before this one's.
+        behind: set[Client] = set()
         for _ in range(len(self.waiting)):
             reading = self.waiting.popleft()
             if reading.forwarded or reading.client.closed:
                 if reading.flight is not None:
                     reading.flight.left()
                 continue
-            if reading.need > self.fresh or not self._serve(reading, now, freed):
+            if reading.client in behind:
+                reading.need = now
+                reading.after = self.link.sent
+            if (
+                reading.need > self.fresh
+                or reading.after >= received
+                or not self._serve(reading, now, freed)
+            ):
                 self.waiting.append(reading)
                 need = max(need, reading.need)
-            elif reading.reply is not None:
+                after = max(after, reading.after)
+            if reading.reply is not None:
                 reading.client.held -= 1
                 clients.append(reading.client)
+            else:
+                behind.add(reading.client)
         for client in freed:
             release(client, self.core)
             client.found()
         for client in clients:
             client.found()
         if need >= 0:
-            self.fence(need, now)
+            self.fence(need, after, now)
 
     def _serve(self, reading: Reading, now: float, freed: list[Client]) -> bool:
         """Find the reply of one whose fence has come; False: it waits on."""
@@ -524,7 +554,7 @@ class Source(Receiver):
         """``reading`` waits for a fence sent at or after ``reading.need``."""
         self.core.waited += 1
         self.waiting.append(reading)
-        self.fence(reading.need, now)
+        self.fence(reading.need, reading.after, now)
         self._arm(now)
 
     # -- fills

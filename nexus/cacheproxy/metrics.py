@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from nexus.cacheproxy.commands import GROUPS
+from nexus.cacheproxy.nearmetrics import NearMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +75,7 @@ class Publisher:
             (lambda: plane.upstream_bytes_in, passed.labels("upstream_in")),
             (lambda: plane.upstream_bytes_out, passed.labels("upstream_out")),
         )
+        self._near: Final = NearMetrics(metrics, pools.near)
         self._published: Final = [0] * len(self._counters)
         self._commands: Final = metrics.counters("nexus_cache_commands_total")
         self._counted: Final = [[0] * len(GROUPS) for _ in OUTCOMES]
@@ -100,6 +102,7 @@ class Publisher:
 
     def publish(self) -> None:
         """Bring the registry up to date."""
+        self._near.publish()
         for index, (read, counter) in enumerate(self._counters):
             value = read()
             if value != self._published[index]:

@@ -10,6 +10,7 @@ from nexus._speedups import BACKEND
 from nexus.cacheproxy.commands import GROUPS
 from nexus.cacheproxy.local import Subcommand, text_reply
 from nexus.cacheproxy.metrics import OUTCOMES
+from nexus.cacheproxy.nearmetrics import LINES as NEAR_LINES
 from nexus.clock import monotonic
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ class StatsCommand:
             for way, outcome in zip(("shared", "pinned", "local"), OUTCOMES, strict=True)
         }
         facts |= {name: int(totals.get(key, 0)) for name, key in _LINES}
+        facts["near_mode"] = self._pools.near.mode()
+        facts |= {name: int(totals.get(key, 0)) for name, key in NEAR_LINES}
+        facts["upstream_commands_saved"] = facts["near_hits"] + facts["near_coalesced"]
         facts["pins"] = facts["pins_opened"] + facts["pins_reused"]
         return facts | _by_group(totals)
 

@@ -185,7 +185,8 @@ _CACHEPROXY: Final = (
     _counter(
         "nexus_cache_commands_total",
         "Commands by group (string, hash, …) and outcome: forwarded (shared connection), pinned "
-        "(dedicated connection), local (answered by the proxy).",
+        "(dedicated connection), local (answered by the proxy), hit (from the near-cache), "
+        "coalesced (by another client's read).",
         "command",
         "outcome",
     ),
@@ -213,6 +214,57 @@ _CACHEPROXY: Final = (
         "nexus_cache_errors_total",
         "Commands answered with an error of the proxy's own: refused (not sent), lost (sent, and "
         "may have run).",
+        "reason",
+    ),
+    _counter(
+        "nexus_cache_near_reads_total",
+        "Reads that a policy might answer: hit, coalesced (shares another's read), miss (not in "
+        "the table), bypassed (in it, but not for this client now).",
+        "outcome",
+    ),
+    _counter(
+        "nexus_cache_near_fills_total",
+        "Reads on tracking connections: asked; kept in the table; or why not (changed meanwhile, "
+        "absent, expired, error, too_big, lost connection).",
+        "result",
+    ),
+    _counter(
+        "nexus_cache_near_dropped_total",
+        "Entries that left the near-cache, by why: push (changed at Redis), flush, write (through "
+        "the proxy), lost connection, expired, evicted.",
+        "reason",
+    ),
+    _counter(
+        "nexus_cache_near_waits_total",
+        "Reads held for a fence or for another's read; late: the fence did not come in time, so "
+        "they were forwarded.",
+        "outcome",
+    ),
+    _counter(
+        "nexus_cache_near_staleness_total",
+        "Hits by age of the fence that vouches for them, milliseconds at most.",
+        "age",
+    ),
+    _counter("nexus_cache_near_fences_total", "PINGs sent to vouch for hits."),
+    _histogram(
+        "nexus_cache_near_fence_duration_ms",
+        "Fence sent to answer read, milliseconds.",
+        buckets=REDIS_MS,
+    ),
+    _counter(
+        "nexus_cache_near_touched_total",
+        "Keys that Redis was told of by TOUCH because they are hit in the proxy.",
+    ),
+    _gauge("nexus_cache_near_entries", "Replies in the near-cache."),
+    _gauge("nexus_cache_near_bytes", "Memory of the near-cache's entries, overhead included."),
+    _gauge(
+        "nexus_cache_near_connections",
+        "Connections by which Redis tells of changes: tracked, or refused (no near-cache there).",
+        "state",
+    ),
+    _counter(
+        "nexus_cache_near_lost_total",
+        "Such connections that broke: lost, or stalled while Redis answered elsewhere.",
         "reason",
     ),
     _counter("nexus_cache_reconnects_total", "Shared connections that were opened again."),
