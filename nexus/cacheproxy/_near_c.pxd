@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t
 cimport cython
 
 from nexus._speedups._nearcache_c cimport (
-    BUSY, FLUSH, FULL, HIT, LATE, MISS, PENDING, READ, UNKNOWN, WRITE, NearTable, Notes
+    BUSY, FLUSH, FULL, HIT, LATE, MISS, PENDING, READ, UNKNOWN, WRITE, NearTable, Notes, Rate
 )
 from nexus._speedups._respscan_c cimport CommandScanner, cut
 from nexus.cacheproxy._flow_c cimport HELD, Client, Link, Near
@@ -67,6 +67,7 @@ cdef class Partition(Near):
         self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop,
         Py_ssize_t count
     )
+    cdef object _tag(self, Client client, bytearray data, Py_ssize_t start, Py_ssize_t stop)
     cpdef object note(self, Client client, bytearray data, Py_ssize_t start, Py_ssize_t stop)
     @cython.locals(now=double, unknown=int64_t, dropped=int64_t, client=Client)
     cpdef object answered(self, Link link)
@@ -78,7 +79,7 @@ cdef class Partition(Near):
     cdef bint _overdue(self, Source source, double now) except -1
     @cython.locals(
         core=Core, source=Source, scanner=CommandScanner, table=NearTable, begin=Py_ssize_t,
-        number=int, near=int, reads=int, hot=bint, together=bint, rule=Rule, matcher=Matcher,
+        number=int, rate=Rate, reads=int, hot=bint, together=bint, rule=Rule, matcher=Matcher,
     )
     cdef bint _miss(
         self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop, double now,

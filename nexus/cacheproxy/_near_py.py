@@ -140,6 +140,12 @@ class Partition(Near):
                     client.blocked |= HELD
                     break
                 if effect:
+                    if effect == WRITES and core.tagger is not None:
+                        if count:
+                            client.forward(data, run, position, count)
+                            count = 0
+                            run = position
+                        self._tag(client, data, position, stop)
                     self._note(client, data, position, stop, count)
             if table.used:
                 self._emit(client)
@@ -227,7 +233,15 @@ class Partition(Near):
     def note(self, client: Client, data: bytearray, start: int, stop: int) -> None:
         """One command that did not come through :meth:`take` is about to be forwarded."""
         if client.scanner.effect:
+            if client.scanner.effect == WRITES and self.core.tagger is not None:
+                self._tag(client, data, start, stop)
             self._note(client, data, start, stop, 0)
+
+    def _tag(self, client: Client, data: bytearray, start: int, stop: int) -> None:
+        """The keys that a write stores join their tags, in front of it."""
+        tagger = self.core.tagger
+        if client.scanner.number in tagger.numbers:
+            tagger.before(self.link, data, start, stop)
 
     def note_unknown(self, client: Client, seq: int) -> None:
         """Number ``seq`` of the link may change anything."""
@@ -316,11 +330,18 @@ class Partition(Near):
             rule = matcher.find(cut(data, table.key_begin, table.key_stop))
         if rule is None or not rule.enabled:
             return False
-        near = rule.near
-        hot = near == ALWAYS
-        if near == HOT:
-            reads = core.rate.touch(data, table.key_begin, table.key_stop, now)
-            hot = reads >= rule.hot_threshold
+        rate = rule.rate
+        if rate is None:
+            return False
+        reads = rate.touch(data, table.key_begin, table.key_stop, now)
+        hot = rule.near == ALWAYS
+        if reads >= rule.hot_threshold:
+            hot = hot or rule.near == HOT
+            if core.hot is not None:
+                core.hot.read(
+                    rule, cut(data, table.key_begin, table.key_stop), self.db, self.identity,
+                    rule.hot_threshold, now,
+                )  # fmt: skip
         if source is None or not source.up:
             return False
         together = free and core.singleflight

@@ -21,7 +21,8 @@ cdef class Core:
     cdef public bint singleflight
     cdef public bint keeping
     cdef public list matchers
-    cdef public Rate rate
+    cdef public object hot
+    cdef public object tagger
     cdef public int64_t spares
     cdef public int64_t spare_tick
     cdef public int64_t spare_limit

@@ -32,7 +32,6 @@ if not cython.compiled:
         PENDING,
         READ,
         NearTable,
-        Rate,
     )
     from nexus._speedups._respscan_py import CommandTable, cut
     from nexus.cacheproxy._flow_py import DOWN, UP, Client, Held, Link, Plane, Receiver
@@ -81,7 +80,9 @@ class Core:
         self.keeping = True
         #: The policy in force: rules by the command's number; None: there is none.
         self.matchers: Any = None
-        self.rate = Rate(10.0)
+        #: Told of hot keys (a HotKeys), and what tags written ones (a Tagger); None: nobody.
+        self.hot: Any = None
+        self.tagger: Any = None
         #: Flights of keys that are not admitted, left in this second; see :meth:`spare`.
         self.spares = 0
         self.spare_tick = -1

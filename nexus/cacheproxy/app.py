@@ -11,6 +11,8 @@ from nexus._speedups.respscan import CommandTable
 from nexus.cacheproxy.commands import Kind, effects, groups, kinds
 from nexus.cacheproxy.counts import SharedCounts, Stats
 from nexus.cacheproxy.flow import Plane
+from nexus.cacheproxy.hotcommand import HotCommand
+from nexus.cacheproxy.hotkeys import HotKeys
 from nexus.cacheproxy.local import LocalCommands
 from nexus.cacheproxy.metrics import Publisher
 from nexus.cacheproxy.policies import Policies, check_policy
@@ -20,6 +22,7 @@ from nexus.cacheproxy.session import Session
 from nexus.cacheproxy.settings import CacheproxySettings
 from nexus.cacheproxy.statscommand import StatsCommand
 from nexus.cacheproxy.tagcommands import TagCommands
+from nexus.cacheproxy.tagging import Tagger
 from nexus.cacheproxy.target import parse_target
 from nexus.clock import monotonic
 from nexus.errors import ConfigError
@@ -29,6 +32,8 @@ from nexus.net.tls import server_context
 
 if TYPE_CHECKING:
     import ssl
+
+    from nexus.policy.policyfile import RuleBook
 
 __all__ = ["SPEC", "CacheproxyApp"]
 
@@ -66,10 +71,13 @@ class CacheproxyApp:
             self._pools, context.shared, context.index, self._publisher, self.policies
         )
         self._tags: Final = TagCommands(self._plane, self._stats)
-        for family in (statistics, PolicyCommand(self.policies), self._tags):
+        board = context.shared.hot
+        self._hot: Final = HotKeys(self._pools, board, context.index, self._stats)
+        self._pools.near.core.hot = self._hot
+        for family in (statistics, PolicyCommand(self.policies), self._tags, HotCommand(board)):
             self._local.add(family.subcommands())
         self._idle_timeout = 0.0
-        self.policies.listeners.append(self._pools.near.apply)
+        self.policies.listeners.extend((self._pools.near.apply, self._tag_written))
         self._apply(context.settings)
         self._server: asyncio.Server | None = None
         self._admin: AdminServer | None = None
@@ -85,6 +93,16 @@ class CacheproxyApp:
         self._pools.near.configure(settings)
         self._tags.configure(settings)
         self.policies.configure(settings)
+
+    def _tag_written(self, book: RuleBook | None) -> None:
+        """Tag written keys as the policy says, or not at all."""
+        tagger = None
+        if book is not None and book.has_tags:
+            tagger = Tagger(book, self._plane, self._stats)
+        self._pools.near.core.tagger = tagger
+        for session in self._pools.sessions:
+            if session.pinned and not session.spliced_through:
+                session.set_pinned_mask()
 
     async def start(self) -> None:
         """Listen; Redis may come later."""
@@ -152,6 +170,7 @@ class CacheproxyApp:
             self._publisher.publish()
             if self._plane.tick != swept:
                 swept = self._plane.tick
+                self._hot.tick(monotonic())
                 self._pools.sweep()
                 self._close_idle()
 

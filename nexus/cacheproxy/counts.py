@@ -6,6 +6,7 @@ import mmap
 from dataclasses import dataclass, field
 from typing import Final
 
+from nexus.cacheproxy.hotkeys import HotBoard
 from nexus.cacheproxy.policies import PolicyBoard
 
 __all__ = ["SharedCounts", "Stats", "Tally"]
@@ -38,6 +39,7 @@ class SharedCounts:
         #: Dedicated connections to Redis, warm ones and those being opened included.
         self.dedicated: Final = Tally(workers)
         self.policy: Final = PolicyBoard(workers)
+        self.hot: Final = HotBoard(workers)
 
     def reset(self, worker: int) -> None:
         """Forget what a crashed predecessor left in a worker's slots."""
@@ -62,4 +64,9 @@ class Stats:
     tagged: int = 0
     invalidations: int = 0
     invalidated: int = 0
+    #: Commands that tag written keys and that Redis refused.
+    tags_refused: int = 0
+    #: Hot keys whose life was prolonged, and scripts that Redis refused.
+    extended: int = 0
+    extensions_refused: int = 0
     retired: int = 0

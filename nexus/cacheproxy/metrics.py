@@ -50,6 +50,7 @@ class Publisher:
         pins = metrics.counters("nexus_cache_pins_total")
         reconnects = metrics.counter("nexus_cache_reconnects_total")
         reloads = metrics.counters("nexus_cache_policy_reloads_total")
+        prolonged = metrics.counters("nexus_cache_hot_keys_prolonged_total")
         self._counters: Final[tuple[tuple[Callable[[], int], Counter], ...]] = (
             (lambda: stats.accepted, metrics.counter("nexus_cache_clients_total")),
             (lambda: stats.refused, closed.labels("max_clients")),
@@ -68,6 +69,9 @@ class Publisher:
             (lambda: stats.tagged, metrics.counter("nexus_cache_tagged_keys_total")),
             (lambda: stats.invalidations, metrics.counter("nexus_cache_invalidations_total")),
             (lambda: stats.invalidated, metrics.counter("nexus_cache_invalidated_keys_total")),
+            (lambda: stats.tags_refused, metrics.counter("nexus_cache_tags_refused_total")),
+            (lambda: stats.extended, prolonged.labels("prolonged")),
+            (lambda: stats.extensions_refused, prolonged.labels("refused")),
             (lambda: policies.applied, reloads.labels("applied")),
             (lambda: policies.refused, reloads.labels("refused")),
             (lambda: plane.client_bytes_in, passed.labels("client_in")),

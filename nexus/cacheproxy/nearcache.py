@@ -55,6 +55,7 @@ class NearCache:
         self.trackers: Final[dict[tuple[Identity, int], Tracker]] = {}
         self._free: Final[list[int]] = []
         self._next = 0
+        self._book: RuleBook | None = None
         self.stalls = 0
         self.lost = 0
         #: Set at the first answer, good or bad, of a tracking connection.
@@ -71,15 +72,17 @@ class NearCache:
         core.staleness = near.max_staleness_ms / 1000
         core.max_ttl = near.max_entry_ttl_seconds
         core.singleflight = settings.singleflight.enabled
-        if core.rate.window != near.hot_window_seconds:
-            core.rate = Rate(near.hot_window_seconds)
 
     def apply(self, book: RuleBook | None) -> None:
         """Bring a policy into force, or none; whatever the last one kept is dropped."""
         core = self.core
         core.refused.clear()
         core.table.clear(-1)
+        self._book = book
         if book is not None:
+            rates = {window: Rate(window) for window in {rule.hot_window for rule in book.rules}}
+            for rule in book.rules:
+                rule.rate = rates[rule.hot_window]
             numbers = {
                 self._plane.table.number(name.lower().encode()): book.matcher(name)
                 for name in book.commands
@@ -155,6 +158,7 @@ class NearCache:
         if table.entries == 0:
             return
         found = table.touched(table.entries // TOUCH_TICKS + 16, monotonic())
+        self._tell_hot(found)
         keys: dict[int, list[bytes]] = {}
         for space, key, _hits in found[:TOUCH_MOST]:
             keys.setdefault(space >> 1, []).append(key)
@@ -163,6 +167,24 @@ class NearCache:
             if wanted and tracker.source.up:
                 self.core.touches += len(wanted)
                 tracker.send([b"TOUCH", *wanted], Ignored(tracker.source))
+
+    def _tell_hot(self, found: list[tuple[int, bytes, int]]) -> None:
+        """Hits are reads, too: keys that are hot in the table alone are prolonged in time."""
+        hot, book = self.core.hot, self._book
+        if hot is None or book is None:
+            return
+        who = {tracker.source.index: tracker.key for tracker in self.trackers.values()}
+        now = monotonic()
+        for space, key, hits in found:
+            if space >> 1 not in who:
+                continue
+            identity, db = who[space >> 1]
+            for command in book.commands:
+                rule = book.rule(command, key)
+                if rule is not None:
+                    if hits >= rule.hot_threshold:
+                        hot.read(rule, key, db, identity, hits, now)
+                    break
 
     def mode(self) -> str:
         """How entries are kept true: ``tracked``, or ``off`` and why; the worst of all users."""

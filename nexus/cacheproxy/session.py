@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from nexus._speedups.respscan import BIG, COMMAND, ERROR, INLINE, CommandScanner, arguments
 from nexus.cacheproxy.commands import COMMANDS, Kind
 from nexus.cacheproxy.flow import BARRIER, DOWN, HELD, PIN_WAIT, Client, Link
+from nexus.cacheproxy.tagcommands import ASKING
+from nexus.cacheproxy.tagging import join
 from nexus.cacheproxy.watches import Action, SharedExec, Watch
 from nexus.clock import monotonic
 from nexus.wire.resp import encode_command, split_inline
@@ -25,6 +27,7 @@ from nexus.wire.resp import encode_command, split_inline
 if TYPE_CHECKING:
     from nexus.cacheproxy.local import LocalCommands
     from nexus.cacheproxy.pools import LinkState, Pools, SharedLink
+    from nexus.cacheproxy.tagging import Tagger
 
 __all__ = ["Session"]
 
@@ -76,6 +79,7 @@ class Session(Client):
         "protocol",
         "replaying",
         "shared",
+        "tags_due",
         "watching",
     )
 
@@ -94,6 +98,8 @@ class Session(Client):
         #: What the replies so far say about the pinned link.
         self.in_multi = False
         self.watching = False
+        #: Tags that keys join when the transaction is executed.
+        self.tags_due: dict[bytes, list[bytes]] = {}
         #: Unknown commands whose reply is outstanding; Redis may close the connection at one.
         self.probing = 0
         #: Replies to replayed state that are outstanding on the dedicated link.
@@ -143,8 +149,19 @@ class Session(Client):
         self.link = link
         self.pinned = True
         self.pin_died = False
-        self.mask = PLAIN_WHEN_PINNED
+        self.set_pinned_mask()
         self.scanner.row = PINNED
+
+    def set_pinned_mask(self) -> None:
+        """What passes on a dedicated link without a look: nothing while written keys are tagged."""
+        if not self.alone:
+            self.mask = 0 if self.tagger is not None else PLAIN_WHEN_PINNED
+
+    @property
+    def tagger(self) -> Tagger | None:
+        """What tags written keys; ``None``: nothing does."""
+        found: Tagger | None = self.pools.near.core.tagger
+        return found
 
     def pin_ready(self, link: Link) -> None:
         """The dedicated link that :meth:`_pin` asked for is there."""
@@ -169,6 +186,7 @@ class Session(Client):
         # Nobody knows what it did there: see R9 of the near-cache.
         self.fence_after = monotonic()
         self.multi_sent = self.in_multi = self.watching = False
+        self.tags_due = {}
         self.probing = self.replaying = 0
         self.alone = False
         self.mask = 0 if self.pools.paused else SHARED
@@ -237,7 +255,7 @@ class Session(Client):
         if verdict == INLINE:
             return self._inline(data, start, self.scanner.command_end)
         if verdict == BIG:
-            return self._big(start)
+            return self._big(data, start, end)
         assert verdict == ERROR  # noqa: S101  (the scanner's fifth verdict never comes here)
         self.protocol_error()
         return end
@@ -283,7 +301,7 @@ class Session(Client):
             return False
         self.alone = False
         if self.pinned:
-            self.mask = PLAIN_WHEN_PINNED
+            self.set_pinned_mask()
         return True
 
     def _goes_shared(self, kind: int, args: list[bytes]) -> bool:
@@ -304,8 +322,11 @@ class Session(Client):
         if kind == Kind.SPLICED or (kind == Kind.SESSION and self.multi_sent):
             self._splice_when_quiet()
             return start
+        if self.tags_due and kind == Kind.TRANSACTION and self._tags_wait(args):
+            return start
         self._count(PINNED)
         if kind & PLAIN_WHEN_PINNED:
+            self._tag_pinned(args, data, start, stop)
             self.forward(data, start, stop, 1)
         elif kind == RESCUE:
             self.alone = True
@@ -333,6 +354,29 @@ class Session(Client):
                 hidden = Watch(self, Action.HIDDEN, [])
                 self.link.send(hidden, _SPOILER, 0, len(_SPOILER), 1)
         return stop
+
+    def _tag_pinned(self, args: list[bytes], data: bytearray, start: int, stop: int) -> None:
+        """Written keys join their tags; in a transaction just before its EXEC."""
+        tagger = self.tagger
+        if tagger is None or self.scanner.number not in tagger.numbers:
+            return
+        joined = tagger.joined(args or arguments(data, start, stop))
+        if self.multi_sent:
+            join(self.tags_due, joined)
+        else:
+            tagger.send(self.link, joined)
+
+    def _tags_wait(self, args: list[bytes]) -> bool:
+        """Whether EXEC must wait because the tags of what it writes have just been sent."""
+        due, self.tags_due = self.tags_due, {}
+        tagger = self.tagger
+        if tagger is None or args[0].lower() != b"exec":
+            return False
+        shared = self.pools.shared(self.identity, self.protocol, self.db)
+        self.pools.leave(shared)
+        self.blocked |= ASKING
+        tagger.send(shared.link, due, lambda: self.unblock(ASKING))
+        return True
 
     def _count(self, row: int, number: int = 1) -> None:
         """Count the command that the scanner stopped at."""
@@ -369,6 +413,10 @@ class Session(Client):
         last = arguments(data, ahead.run_end, ahead.command_end)
         if len(last) != 1 or last[0].lower() != b"exec":
             return 0
+        if self.tagger is not None:
+            if self.link is None:
+                self.bind()
+            self.tagger.send(self.link, self.tagger.within(data, stop, ahead.run_end))
         self._count(FORWARDED, ahead.run_count + 2)  # all under the group of MULTI
         self.forward(data, start, ahead.run_end, ahead.run_count + 1)
         if self.link.state == DOWN:
@@ -382,7 +430,7 @@ class Session(Client):
             self.near.note_unknown(self, self.link.sent)
         return ahead.command_end
 
-    def _big(self, start: int) -> int:
+    def _big(self, data: bytearray, start: int, end: int) -> int:
         """A command too long to wait for: on a connection of its own, as it comes."""
         scanner = self.scanner
         if self.alone and not self._rejoined():
@@ -396,6 +444,12 @@ class Session(Client):
         if not scanner.kind & PLAIN_WHEN_PINNED:
             self._splice_when_quiet()
             return start
+        if self.tagger is not None:
+            joined = self.tagger.beginning(data, start, end)
+            if self.multi_sent:
+                join(self.tags_due, joined)
+            else:
+                self.tagger.send(self.link, joined)
         scanner.streaming = True
         self._count(PINNED)
         self.plane.pinned_commands += 1

@@ -272,6 +272,15 @@ _CACHEPROXY: Final = (
     _counter("nexus_cache_invalidations_total", "Tags invalidated."),
     _counter("nexus_cache_invalidated_keys_total", "Keys deleted by invalidating tags."),
     _counter(
+        "nexus_cache_tags_refused_total",
+        "Written keys whose tags Redis refused: no invalidation finds them.",
+    ),
+    _counter(
+        "nexus_cache_hot_keys_prolonged_total",
+        "Hot keys whose time to live was to grow, by result: prolonged, refused (by Redis).",
+        "result",
+    ),
+    _counter(
         "nexus_cache_policy_reloads_total",
         "Changes of the policy file in each worker, by result: applied, refused (broken).",
         "result",

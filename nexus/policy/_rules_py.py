@@ -61,6 +61,8 @@ class Rule:
         #: How long after its expiry a value may stand in where Redis or the loader fails; 0: never.
         self.stale_if_error = 0.0
         self.stale_fill_guard = False
+        #: Counts reads within ``hot_window``; whoever puts the rule to use sets it.
+        self.rate: Any = None
 
     def matches(self, key: bytes) -> bool:
         """Whether ``key`` is one of the rule's."""
