@@ -141,6 +141,11 @@ prove-consumer: build ## 100 000 events, 30 SIGKILLs: nothing lost, nothing twic
 	    --events 100000 --kills 30 --results proofs/results $(ARGS); status=$$?; \
 	    scripts/kafka-dev stop --name prove --purge; exit $$status
 
+.PHONY: prove-broker-outage
+prove-broker-outage: build ## Kafka stopped, then frozen, for a minute under gateway load: nothing is noticed
+	@$(BIN)/python -m proofs.brokeroutage --how stop --results proofs/results $(ARGS)
+	@$(BIN)/python -m proofs.brokeroutage --how freeze --results proofs/results $(ARGS)
+
 .PHONY: prove-redis-suite
 prove-redis-suite: build ## Redis's own test suite through the cacheproxy
 	@scripts/redis-suite proxy $(ARGS)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
@@ -32,6 +33,7 @@ __all__ = [
     "quiet_client_logs",
     "stop_quietly",
     "summary",
+    "unhurried",
 ]
 
 log = logging.getLogger("nexus.kafka")
@@ -44,6 +46,9 @@ PARTITIONS: Final = 6
 CONNECTION_ERRORS: Final = (KafkaError, OSError, TimeoutError)
 
 _CREATE_SECONDS: Final = 10.0
+
+#: Milliseconds between two attempts of the client library.
+RETRY_BACKOFF_MS: Final = 250
 
 #: A host name (RFC 1123 §2.1, and the underscore of container networks) or an IPv4 address.
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})")
@@ -135,7 +140,7 @@ def client_options(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
         **_security(settings),
         "client_id": client_id,
         "request_timeout_ms": 15_000,
-        "retry_backoff_ms": 250,
+        "retry_backoff_ms": RETRY_BACKOFF_MS,
         # A topic that grows, or one that another service creates, is seen within half a minute.
         "metadata_max_age_ms": 30_000,
     }
@@ -197,6 +202,26 @@ def quiet_client_logs() -> None:
     library.propagate = False
     if _reasons not in library.handlers:
         library.addHandler(_reasons)
+
+
+def unhurried(client: AIOKafkaProducer) -> AIOKafkaProducer:
+    """The same producer; while its broker refuses connections it asks four times a second.
+
+    aiokafka asks for the leader of a waiting batch again as soon as it was told that nobody
+    answers, thousands of times a second where the port is closed, and takes a third of a core from
+    whoever shares the loop. Its ``retry_backoff_ms`` is not applied there.
+    """
+    network = client.client
+    update = network._metadata_update  # noqa: SLF001  (no public seam; absent, tests would say so)
+
+    async def slowly(*arguments: Any) -> Any:
+        found = await update(*arguments)
+        if not found:
+            await asyncio.sleep(RETRY_BACKOFF_MS / 1000)
+        return found
+
+    network._metadata_update = slowly  # noqa: SLF001
+    return client
 
 
 def summary(error: BaseException) -> str:

@@ -37,6 +37,7 @@ from nexus.net.kafka import (
     quiet_client_logs,
     stop_quietly,
     summary,
+    unhurried,
 )
 from nexus.wire.events import TOPICS, Headers
 
@@ -280,12 +281,14 @@ class EventProducer:
 
     def _make_client(self) -> AIOKafkaProducer:
         compression = self._settings.compression
-        return AIOKafkaProducer(
-            **client_options(self._settings, self._client_id),
-            acks="all",
-            enable_idempotence=True,
-            max_batch_size=BATCH_BYTES,
-            compression_type=None if compression == "none" else compression,
+        return unhurried(
+            AIOKafkaProducer(
+                **client_options(self._settings, self._client_id),
+                acks="all",
+                enable_idempotence=True,
+                max_batch_size=BATCH_BYTES,
+                compression_type=None if compression == "none" else compression,
+            )
         )
 
     async def _pump(self, group: asyncio.TaskGroup, client: Any, lane: _Topic) -> None:

@@ -17,7 +17,9 @@ from aiokafka.errors import (
 )
 from support.servers import free_port
 
+from nexus.demo.kafka import MockBroker
 from nexus.errors import ConfigError
+from nexus.net import kafka
 from nexus.net import producer as module
 from nexus.net.kafka import brokers
 from nexus.net.producer import RECORD_OVERHEAD, EventProducer
@@ -87,6 +89,31 @@ async def test_everything_arrives_once_and_keys_keep_their_order(mock_kafka, met
 @pytest.mark.kafka
 async def test_everything_arrives_on_a_real_broker(kafka_broker, metrics):
     await deliver(metrics, kafka_broker.bootstrap)
+
+
+async def test_a_broker_that_went_away_is_asked_at_leisure(metrics, monkeypatch):
+    """aiokafka by itself would try thousands of times a second, on the loop of the requests."""
+    tries = 0
+
+    def count(record):
+        nonlocal tries
+        tries += record.msg.startswith("Unable connect")
+
+    monkeypatch.setattr(kafka._reasons, "emit", count)
+    with MockBroker() as broker:
+        producer = make(metrics, broker.bootstrap)
+        await producer.start()
+        await asyncio.wait_for(producer._connected.wait(), 20)
+        producer.emit("t", b"x", None, [])
+        while not value_of(metrics, "nexus_events_sent_total", topic="t"):
+            await asyncio.sleep(0.01)
+    # As a broker that is shut down leaves it: its last metadata name no leader.
+    monkeypatch.setattr(producer._client.client.cluster, "leader_for_partition", lambda _tp: -1)
+    for _ in range(20):
+        producer.emit("t", b"x", None, [])
+        await asyncio.sleep(0.1)
+    assert 0 < tries < 60
+    await producer.stop(0)
 
 
 async def test_without_a_broker_emitting_is_immediate_bounded_and_counted(metrics):

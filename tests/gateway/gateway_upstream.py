@@ -374,7 +374,7 @@ AFTER_BODY: dict[str, Handler] = {
     "/empty": typed("application/json", b""),
     "/no-transform": typed("application/json", JSON, "Cache-Control: no-transform"),
     "/gzip": fixed(
-        lambda _u, _s: reply(200, gzip.compress(JSON), "Content-Type: application/json", "Content-Encoding: gzip")
+        lambda _u, _s: reply(200, gzip.compress(JSON, mtime=0), "Content-Type: application/json", "Content-Encoding: gzip")
     ),
     "/206": fixed(lambda _u, _s: reply(206, b"{", "Content-Type: application/json", "Content-Range: bytes 0-0/20")),
     "/204": fixed(lambda _u, _s: b"HTTP/1.1 204 No Content\r\nContent-Type: application/json\r\n\r\n"),
