@@ -34,6 +34,7 @@ _OTHERS: Final = {
     "up": "run the whole system on this machine, with demo upstreams",
     "block": "list, add or remove addresses that every gateway refuses",
     "events": "read the gateway's events, replay them, look at dead letters",
+    "admin": "look into a running gateway; drain upstreams, set weights, open and close breakers",
     "hash-secret": "hash a client secret for the gateway's configuration",
     "explain": "what the gateway would do with a request: route, phases, upstreams, decision",
     "check": "validate a configuration file and print it resolved, secrets masked",
@@ -81,6 +82,10 @@ def _dispatch(words: list[str]) -> int:
         from nexus.consumer.eventscommand import main as events
 
         return events(rest)
+    if command == "admin":
+        from nexus.gateway.admincommand import main as admin
+
+        return admin(rest)
     if command == "hash-secret":
         from nexus.gateway.hashcommand import main as hash_secret
 

@@ -25,6 +25,7 @@ from aiohttp import web
 
 from nexus._speedups.buckets import BucketTable
 from nexus.errors import ConfigError
+from nexus.gateway.adminapi import AdminApi
 from nexus.gateway.auth import Authenticator, check_settings
 from nexus.gateway.authservice import AuthService
 from nexus.gateway.blocklist import BlockList
@@ -236,8 +237,11 @@ class Gateway:
             blocks = BlockList(settings.redis, context.metrics, self._is_trusted)
             self._phases.blocked = blocks.blocked
             self._tasks.append(loop.create_task(blocks.run()))
+        api = AdminApi(context, self._upstreams)
         self._admin = await start_admin(
-            context, {"/lb-stats": self._get_lb_stats, "/cb-stats": self._get_cb_stats}
+            context,
+            {"/lb-stats": self._get_lb_stats, "/cb-stats": self._get_cb_stats, **api.pages},
+            actions=api.actions,
         )
         self._tasks.append(
             loop.create_task(

@@ -29,10 +29,11 @@ from nexus.net.settings import (
     RedisSettings,
     ServiceSettings,
 )
-from nexus.settings import RESTART, Settings
+from nexus.settings import RESTART, Secret, Settings
 
 __all__ = [
     "AccessLogSettings",
+    "AdminSettings",
     "BalancerSettings",
     "BlockListSettings",
     "BreakerSettings",
@@ -73,6 +74,18 @@ class RateLimitSettings(Settings, frozen=True):
         Literal["refused", "always"],
         Meta(description="replies that carry `RateLimit` and `RateLimit-Policy`"),
     ] = "refused"
+
+
+class AdminSettings(Settings, frozen=True):
+    """Live state and actions, `/admin/…` on the admin listener."""
+
+    token: Annotated[
+        Secret,
+        Meta(
+            description="wanted as `Authorization: Bearer …`; without one they are only there "
+            "while `admin_host` is a loopback address"
+        ),
+    ] = ""
 
 
 class BreakerSettings(Settings, frozen=True):
@@ -232,6 +245,7 @@ class GatewaySettings(ServiceSettings, frozen=True):
     ] = ()
     cluster_limits: ClusterLimitSettings = ClusterLimitSettings()
     auth: AuthSettings = AuthSettings()
+    admin: AdminSettings = AdminSettings()
     balancer: BalancerSettings = BalancerSettings()
     outliers: OutlierSettings = OutlierSettings()
     health_check: HealthCheckSettings = HealthCheckSettings()

@@ -135,6 +135,11 @@ class Upstreams:
                     extra={"algorithm": algorithm},
                 )
 
+    @property
+    def servers(self) -> dict[str, Server]:
+        """URL → server, without those that have left the list."""
+        return self._servers
+
     def groups(self) -> dict[str, Sequence[Server]]:
         """The servers in rotation or out of it for a while, by group."""
         return {group: balancer.servers for group, balancer in self.balancers.items()}

@@ -37,9 +37,11 @@ async def start_admin(
     context: WorkerContext[Any, Any],
     routes: Mapping[str, Handler] | None = None,
     *,
+    actions: Mapping[str, Handler] | None = None,
     why_not_ready: Callable[[], str] = str,
 ) -> AdminServer:
-    """Serve ``/health``, ``/ready``, ``/metrics`` and ``routes`` (path → GET handler).
+    """Serve ``/health``, ``/ready``, ``/metrics`` and ``routes`` (path → GET handler),
+    ``actions`` (path → POST handler).
 
     ``why_not_ready`` says what this worker lacks to do its work, although its process serves;
     empty: nothing.
@@ -64,6 +66,8 @@ async def start_admin(
     app.router.add_get("/metrics", get_metrics)
     for path, handler in (routes or {}).items():
         app.router.add_get(path, handler)
+    for path, handler in (actions or {}).items():
+        app.router.add_post(path, handler)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     # aiohttp closes the socket that it is given; the supervisor's own must outlive this worker.
