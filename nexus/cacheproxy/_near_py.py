@@ -357,7 +357,9 @@ class Partition(Near):
         scanner = client.scanner
         number = scanner.number
         request = cut(data, position + scanner.name_end, stop)
-        admit = admit and core.keeping and b"WITHSCORE" not in request.upper()
+        if b"WITHSCORE" in request.upper():
+            return False  # a RESP3 reply of these says less than one in RESP2, or more
+        admit = admit and core.keeping
         if admit and core.refused:
             until = core.refused.get((self.space, number, request))
             admit = until is None or until < now
