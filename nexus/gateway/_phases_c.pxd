@@ -26,8 +26,11 @@ cdef class Phases:
 
     cpdef object set_limit(self, object limit)
     cpdef object identify(self, Exchange exchange, object peername)
-    @cython.locals(core=Core, route=Route, preflight=bytes, limits=LimitSet)
+    @cython.locals(core=Core, route=Route, preflight=bytes)
     cpdef object run(self, Exchange exchange, RequestHead head)
+    cpdef object resume(self, Exchange exchange, RequestHead head)
+    @cython.locals(route=Route, limits=LimitSet)
+    cdef object _known(self, Exchange exchange, RequestHead head)
     @cython.locals(route=Route)
     cpdef object proceed(self, Exchange exchange, RequestHead head)
     cdef object _behind_proxy(self, Exchange exchange, RequestHead head)
@@ -36,8 +39,8 @@ cdef class Phases:
     cdef bytes _find_route(self, Exchange exchange, RequestHead head)
     @cython.locals(taken=cython.longlong, route=Route)
     cdef bint _admits(self, Exchange exchange) except -1
-    cdef bint _knows(self, Exchange exchange, RequestHead head) except -1
+    cdef bint _knows(self, Exchange exchange, RequestHead head, bint patient) except -1
     cdef bint _authorizes(self, Exchange exchange, Route route) except -1
     cdef object _answer_preflight(self, Exchange exchange, RequestHead head, bytes method)
     cdef object _announce(self, Exchange exchange, long long taken)
-    cdef object _wrong_method(self, Exchange exchange)
+    cdef object _wrong_method(self, Exchange exchange, RequestHead head)

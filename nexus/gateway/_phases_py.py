@@ -51,6 +51,26 @@ _CORS_REFUSALS: Final = {
 }
 
 
+class Awaiting:
+    """A request that waits for a provider's keys."""
+
+    __slots__ = ("exchange", "phases", "request_id")
+
+    def __init__(self, phases: Phases, exchange: Exchange) -> None:
+        self.phases = phases
+        self.exchange = exchange
+        #: An exchange serves one request after the other; this one may be over.
+        self.request_id = exchange.request_id
+
+    def go_on(self) -> None:
+        """They have been looked at again."""
+        exchange = self.exchange
+        if not exchange.held or exchange.request_id is not self.request_id:
+            return  # the client has gone
+        exchange.let_go()
+        self.phases.resume(exchange, exchange.held_head)
+
+
 class Phases:
     """The policies of a worker, in the order in which a request meets them."""
 
@@ -106,8 +126,19 @@ class Phases:
             return
         route = exchange.route
         if self.authenticator is not None and (route is None or route.authenticated):
-            if not self._knows(exchange, head):
+            if not self._knows(exchange, head, True):
                 return
+        self._known(exchange, head)
+
+    def resume(self, exchange: Exchange, head: RequestHead) -> None:
+        """Go on with a request that was held until keys had been looked at again."""
+        # Its route is of the table that it was found in; a reload may have ended authentication.
+        if self.authenticator is None or self._knows(exchange, head, False):
+            self._known(exchange, head)
+
+    def _known(self, exchange: Exchange, head: RequestHead) -> None:
+        """Who asks is clear: limits, and what follows."""
+        route = exchange.route
         limits = self.limits if route is None else route.limits
         if limits is not None and self.limiter.check(exchange, head, limits):
             return
@@ -119,7 +150,7 @@ class Phases:
         if route is None:
             exchange.reject(404, "no_route", "Nothing is served at this path.")
         elif head.method not in route.methods:
-            self._wrong_method(exchange)
+            self._wrong_method(exchange, head)
         elif route.guard is not None and not self._authorizes(exchange, route):
             return
         elif route.handler is not None:
@@ -173,13 +204,17 @@ class Phases:
                 self._announce(exchange, taken)
         return True
 
-    def _knows(self, exchange: Exchange, head: RequestHead) -> bool:
-        """Whether the request proves whose it is."""
+    def _knows(self, exchange: Exchange, head: RequestHead, patient: bool) -> bool:
+        """Whether the request proves whose it is; False also where it is held (``patient``)."""
         try:
             identity = self.authenticator.verify(  # type: ignore[union-attr]
                 head.value(_AUTHORIZATION), exchange.wall_ns / 1e9
             )
         except AuthError as error:
+            if patient and error.provider is not None:
+                error.provider.join(Awaiting(self, exchange).go_on)
+                exchange.hold()
+                return False
             exchange.reject(error.status, error.reason, str(error), error.fields)
             return False
         exchange.identity = identity
@@ -229,6 +264,8 @@ class Phases:
             limit.policy_field,
         )
 
-    def _wrong_method(self, exchange: Exchange) -> None:
+    def _wrong_method(self, exchange: Exchange, head: RequestHead) -> None:
+        # Again, because others may have been matched while this one was held.
+        self.router.match(head)
         extra = b"Allow: " + self.router.allow + b"\r\n"
         exchange.reject(405, "method_not_allowed", "This path does not take this method.", extra)

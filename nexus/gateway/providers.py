@@ -6,7 +6,7 @@
                         │                                          └─ failed: the old ones hold,
                         │                                             up to max_stale_seconds
                         └─ a token names a key that is not there ─► fetch, at most once per
-                                                                    unknown_key_seconds
+                                unknown_key_seconds; the requests wait for it ─► looked at again
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -37,6 +37,8 @@ log = logging.getLogger("nexus.gateway.auth")
 
 #: Seconds for one fetch; requests do not wait for it.
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)
+#: Requests of one worker that wait for a key; more are refused at once.
+MAX_WAITING: Final = 1000
 #: Seconds between attempts at a provider that is away: doubled up to the cap, with full jitter.
 _RETRY_BASE: Final = 0.5
 _RETRY_CAP: Final = 30.0
@@ -79,7 +81,7 @@ def _read(provider: ProviderSettings, path: str) -> KeySet:
 class Provider:
     """One provider with the keys of the moment."""
 
-    __slots__ = ("_asked_at", "_fetched_at", "_wanted", "keys", "settings")
+    __slots__ = ("_asked_at", "_fetched_at", "_pending", "_waiting", "_wanted", "keys", "settings")
 
     def __init__(self, settings: ProviderSettings) -> None:
         self.settings: Final = settings
@@ -87,6 +89,9 @@ class Provider:
         self._fetched_at = 0.0
         self._asked_at = float("-inf")
         self._wanted = asyncio.Event()
+        #: Whether somebody wanted keys that have not come yet, and who waits for them.
+        self._pending = False
+        self._waiting: list[Callable[[], None]] = []
         if settings.keys_file:
             self.take(_read(settings, "auth.providers"))
 
@@ -103,12 +108,29 @@ class Provider:
         stale = monotonic() - self._fetched_at > self.settings.max_stale_seconds
         return None if stale else self.keys
 
-    def want(self) -> None:
-        """A token names a key that is not there: look again, but not for everybody's nonsense."""
+    def want(self) -> bool:
+        """A token names a key that is not there: look again, but not for everybody's nonsense.
+
+        Whether it is worth while to :meth:`join` those who wait.
+        """
         now = monotonic()
-        if now - self._asked_at >= self.settings.unknown_key_seconds:
+        known = self.settings.jwks_url and now - self._asked_at >= self.settings.unknown_key_seconds
+        if known and not self._pending:
             self._asked_at = now
+            self._pending = True
             self._wanted.set()
+        return self._pending and len(self._waiting) < MAX_WAITING
+
+    def join(self, then: Callable[[], None]) -> None:
+        """Call ``then`` once the keys have been looked at again, found or not."""
+        self._waiting.append(then)
+
+    def settled(self) -> None:
+        """They have been: whoever waited goes on."""
+        waiting, self._waiting = self._waiting, []
+        self._pending = False
+        for then in waiting:
+            then()
 
     async def pause(self, seconds: float) -> None:
         """Sleep, or until somebody wants keys."""
@@ -132,6 +154,7 @@ class Providers:
         for issuer, provider in list(self._known.items()):
             if wanted.get(issuer) != provider.settings or provider.settings.keys_file:
                 del self._known[issuer]
+                provider.settled()
                 if (task := self._tasks.pop(issuer, None)) is not None:
                     task.cancel()
         for issuer, each in wanted.items():
@@ -150,6 +173,8 @@ class Providers:
 
     async def close(self) -> None:
         """Stop following."""
+        for provider in self._known.values():
+            provider.settled()
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -172,6 +197,7 @@ class Providers:
                             str(error) or type(error).__name__,
                             extra={"issuer": settings.issuer},
                         )
+                    provider.settled()
                     limit = min(_RETRY_CAP, _RETRY_BASE * 2 ** min(failures, 10))
                     await provider.pause(self._rng.uniform(0.1, limit))
                     continue
@@ -183,6 +209,7 @@ class Providers:
                 failures = 0
                 self._fetches.labels(settings.issuer, "fetched").inc()
                 provider.take(keys)
+                provider.settled()
                 await provider.pause(settings.refresh_seconds * self._rng.uniform(0.9, 1.1))
 
 

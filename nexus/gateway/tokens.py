@@ -56,6 +56,8 @@ class AuthError(NexusError):
     def __init__(self, reason: str, message: str, status: int = 401) -> None:
         self.reason: Final = reason
         self.status: Final = status
+        #: Whose keys are being looked at again: after that the answer may be another one.
+        self.provider: Provider | None = None
         super().__init__(message)
 
     @property
@@ -154,8 +156,10 @@ class TokenVerifier:
         kid = header.get("kid")
         found = keys.find(kid if isinstance(kid, str) else None, algorithm)
         if not found:
-            provider.want()
-            raise AuthError("unknown_key", "the token's key is not one of its issuer's")
+            error = AuthError("unknown_key", "the token's key is not one of its issuer's")
+            if provider.want():
+                error.provider = provider
+            raise error
         claims = _first_that_fits(
             token,
             [key.public for key in found[:_MAX_TRIED]],
