@@ -145,41 +145,22 @@ def parse_yaml(text: str, source: str) -> Tree:
     return tree
 
 
-def line_of(text: str, path: str) -> int | None:
-    """The line, from 1, on which the setting at ``path`` (``a.b[2].c``) stands in a YAML text.
+def locate(file: Path, path: str) -> int:
+    """The line of a setting in a YAML file, as :func:`line_of`; 0 where it cannot be read."""
+    try:
+        return line_of(file.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError):
+        return 0
 
-    Where it is not there, the line of the innermost part that is; ``None`` for what is no YAML.
+
+def line_of(text: str, path: str) -> int:
+    """The line of a setting in a YAML text, from 1; of the nearest one around it that is there.
+
+    0 for what is no YAML; ``path`` as in errors: ``routes[2].auth.roles``.
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
-        return None
-    line = None
-    for step in _steps(path):
-        if isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-            if step >= len(node.value):
-                break
-            node = node.value[step]
-            line = node.start_mark.line + 1
-            continue
-        if not isinstance(node, yaml.MappingNode):
-            break
-        found = [pair for pair in node.value if pair[0].value == step]
-        if not found:
-            break
-        key, node = found[-1]
-        line = key.start_mark.line + 1
-    return line
-
-
-def locate(file: Path, path: str) -> int:
-    """The line of a setting in a YAML file, from 1; of the nearest one around it that is there.
-
-    0 where the file cannot be read; ``path`` as in errors: ``routes[2].auth.roles``.
-    """
-    try:
-        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+    except (yaml.YAMLError, RecursionError):
         return 0
     line = 0
     for step in _steps(path):

@@ -80,8 +80,8 @@ def _parse(content: bytes, source: str, hot: HotDefaults) -> RuleBook:
     try:
         return read_policy(parse_yaml(text, source), source=source, roles=roles(), hot=hot)
     except ConfigError as error:
-        line = line_of(text, error.path) if error.path else None
-        if line is None:
+        line = line_of(text, error.path)
+        if not line:
             raise
         where = f"{source}:{line}"
         raise ConfigError(error.reason, source=where, path=error.path) from None

@@ -145,17 +145,17 @@ def test_a_write_rules_tags_are_for_its_commands_only():
         ),
         ("policies:\n- keys: a\n", "policies[0]", 2, "match is required"),
         ("rules: []\n", "rules", 1, "unknown setting"),
-        ("{}", "", None, "policies is required"),
+        ("{}", "", 0, "policies is required"),
     ],
 )
 def test_what_is_wrong_is_named_with_place_and_expectation(
-    text: str, path: str, line: int | None, words: str
+    text: str, path: str, line: int, words: str
 ):
     with pytest.raises(ConfigError) as caught:
         book(text)
     assert caught.value.path == path
     assert words in str(caught.value)
-    assert (line_of(text, path) if path else None) == line
+    assert line_of(text, path) == line
 
 
 def test_describe_says_what_differs():
