@@ -38,6 +38,7 @@ from nexus.gateway.events import SOURCE, EventSink
 from nexus.gateway.health import Prober, check_upstreams
 from nexus.gateway.limits import build_limits
 from nexus.gateway.listening import Listening, check_listeners, more_endpoints
+from nexus.gateway.loadtable import LoadTable
 from nexus.gateway.phases import Phases
 from nexus.gateway.routes import Router
 from nexus.gateway.routetable import build_router, groups_of
@@ -86,6 +87,7 @@ class Shared:
     #: Keys the hash of the client's address, so that nobody can choose whose bucket to share.
     seed: int
     breakers: BreakerTable
+    loads: LoadTable
     telemetry: TelemetryMemory | None
     #: The upstream list in force, for a worker that starts while the file is broken.
     services: FileMemory
@@ -109,6 +111,7 @@ def make_shared(settings: GatewaySettings) -> Shared:
             BREAKER_SLOTS,
             settings.workers,
         ),
+        loads=LoadTable(settings.workers),
         telemetry=TelemetryMemory(entries, settings.workers) if entries else None,
         services=services,
     )
@@ -182,7 +185,13 @@ class Gateway:
         self._core: Final = Core(self._wheel, context.metrics, rng)
         self._phases: Final = Phases(self._core, shared.buckets, shared.seed)
         self._upstreams: Final = Upstreams(
-            settings, shared.breakers, context.index, self._wheel, context.metrics, rng
+            settings,
+            shared.breakers,
+            context.index,
+            self._wheel,
+            context.metrics,
+            rng,
+            shared.loads,
         )
         self._core.balancers = self._upstreams.balancers
         self._auth: Final = AuthService(context.metrics, rng)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from nexus.clock import iso_utc, wall_ms
 from nexus.gateway.discovery import DEFAULT_GROUP, ServiceEntry
 from nexus.gateway.health import Outliers, state_of
+from nexus.gateway.loadtable import LoadTable
 from nexus.gateway.pool import Pool
 from nexus.gateway.reasons import cause_named
 from nexus.policy.balance import Balancer, Server, make_balancer
@@ -69,6 +70,7 @@ class Upstreams:
         wheel: Wheel,
         metrics: LocalMetrics,
         rng: random.Random,
+        loads: LoadTable | None = None,
     ) -> None:
         self._settings = settings
         self._table: Final = table
@@ -81,6 +83,9 @@ class Upstreams:
         self._overflows_seen = 0
         self._servers: dict[str, Server] = {}
         self._leaving: list[Server] = []
+        self._loads: Final = loads
+        #: URL → its row in the table of loads, and the requests that this worker did not send.
+        self._rows: Final[dict[str, tuple[int, int]]] = {}
         #: URL → the group that it is in.
         self._groups: dict[str, str] = {}
         #: Group → its balancer; the same object for good, requests look here.
@@ -240,6 +245,8 @@ class Upstreams:
         """Let go of upstreams that have drained."""
         for server in [s for s in self._leaving if s.active == 0]:
             self._leaving.remove(server)
+            self._publish(server)
+            self._rows.pop(server.url, None)
             cast("Pool", server.extra).close()
             cast("Breaker", server.breaker).close()
             self._retire(server.url)
@@ -269,20 +276,37 @@ class Upstreams:
             connections.labels(server.url, "idle").set(pool.idle)
             connections.labels(server.url, "busy").set(pool.busy)
             queue.labels(server.url).set(pool.waiting)
+            self._publish(server)
         self._overflows.inc(self._table.overflows - self._overflows_seen)
         self._overflows_seen = self._table.overflows
 
+    def _publish(self, server: Server) -> tuple[int, int]:
+        """Tell the other workers; handled and active over all of them, as far as they have told."""
+        if self._loads is None:
+            return server.handled, server.active
+        place = self._rows.get(server.url)
+        if place is None:
+            row = self._loads.row(server.url)
+            if row is None:
+                return server.handled, server.active
+            # A server that is new here begins at nothing, its row goes on.
+            place = self._rows[server.url] = (row, self._loads.adopt(row, self._worker))
+        row, before = place
+        self._loads.publish(row, self._worker, before + server.handled, server.active)
+        return self._loads.totals(row)
+
     def balance_stats(self) -> dict[str, Any]:
-        """``GET /lb-stats``."""
+        """``GET /lb-stats``: over all workers, those of the others as of a second ago."""
         now = monotonic_ns()
+        loads = {url: self._publish(server) for url, server in self._servers.items()}
         return {
             "algorithm": self._settings.balancer.algorithm,
             "servers": [
                 {
                     "url": server.url,
                     "weight": server.weight,
-                    "activeConnections": server.active,
-                    "requestsHandled": server.handled,
+                    "activeConnections": loads[server.url][1],
+                    "requestsHandled": loads[server.url][0],
                     # As requests find it: an open breaker keeps them away.
                     "healthy": server.healthy
                     and cast("Breaker", server.breaker).state(now) != "open",

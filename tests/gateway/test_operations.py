@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from gateway_process import GatewayProcess
 from gateway_upstream import Upstream
+from support.servers import wait_until
 
 Start = Callable[..., GatewayProcess]
 
@@ -125,3 +129,62 @@ def test_a_slow_but_steady_reader_gets_everything(
             received += len(data)
             time.sleep(0.02)
     assert received > 3_000_000
+
+
+def test_lb_stats_add_up_over_workers_and_their_replacements(
+    start_gateway: Callable[..., GatewayProcess], upstream_a: Upstream, upstream_b: Upstream
+) -> None:
+    urls = [upstream_a.url, upstream_b.url]
+    gateway = start_gateway(urls, workers=3)
+
+    def handled(kind: str = "requestsHandled") -> int:
+        return sum(server[kind] for server in gateway.request("/lb-stats").json["servers"])
+
+    for _ in range(60):
+        assert gateway.request("/api/json").status == 200
+    wait_until(lambda: handled() == 60)
+    asked = {handled() for _ in range(20)}
+    assert asked == {60}, "whichever worker is asked"
+    holding = [gateway.client() for _ in range(6)]
+    for client in holding:
+        client.send(b"GET /api/hang HTTP/1.1\r\nHost: a\r\n\r\n")
+    wait_until(lambda: handled("activeConnections") == 6, 3)
+    for client in holding:
+        client.close()
+    wait_until(lambda: handled("activeConnections") == 0)
+    children = psutil.Process(gateway.process.pid).children()
+    children[0].kill()
+    wait_until(lambda: not children[0].is_running())
+    for _ in range(30):
+        assert gateway.request("/api/json").status == 200
+    wait_until(lambda: handled() >= 96)
+
+
+def test_rate_limit_is_exact_over_workers(
+    start_gateway: Callable[..., GatewayProcess], upstream_a: Upstream
+) -> None:
+    rate, burst = 200, 400  # the bucket holds what comes back while a busy machine pauses us
+    limit = {"enabled": True, "capacity": burst, "refill_per_second": rate}
+    gateway = start_gateway([upstream_a.url], workers=3, rate_limit=limit)
+
+    async def ask(end: float, found: Counter[int]) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        while time.monotonic() < end:
+            writer.write(b"GET /api/json HTTP/1.1\r\nHost: a\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            found[int(head[9:12])] += 1
+            length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            await reader.readexactly(int(length))
+        writer.close()
+
+    async def all_of_them(seconds: float) -> tuple[Counter[int], float]:
+        found: Counter[int] = Counter()
+        begin = time.monotonic()
+        await asyncio.gather(*(ask(begin + seconds, found) for _ in range(12)))
+        return found, time.monotonic() - begin
+
+    found, took = asyncio.run(all_of_them(2.5))
+    assert set(found) == {200, 429}
+    assert found[429] > found[200], "they asked for far more than the limit"
+    # From the first request to the last one, which came before all was answered.
+    assert 0.99 * (burst + rate * 2.5) - 2 <= found[200] <= burst + rate * took + 1, (found, took)
