@@ -91,6 +91,8 @@ class Shared:
     telemetry: TelemetryMemory | None
     #: The upstream list in force, for a worker that starts while the file is broken.
     services: FileMemory
+    #: Keys of token providers, for a worker that starts while one of them is away.
+    keys: FileMemory
 
 
 def make_shared(settings: GatewaySettings) -> Shared:
@@ -114,6 +116,7 @@ def make_shared(settings: GatewaySettings) -> Shared:
         loads=LoadTable(settings.workers),
         telemetry=TelemetryMemory(entries, settings.workers) if entries else None,
         services=services,
+        keys=FileMemory(settings.workers),
     )
 
 
@@ -194,7 +197,7 @@ class Gateway:
             shared.loads,
         )
         self._core.balancers = self._upstreams.balancers
-        self._auth: Final = AuthService(context.metrics, rng)
+        self._auth: Final = AuthService(context.metrics, rng, shared.keys, context.index)
         self._core.outliers = self._upstreams.outliers
         self._prober: Final = Prober(
             shared.breakers, context.index, context.metrics, rng, self._upstreams.groups

@@ -15,6 +15,7 @@ from nexus.gateway.sessions import Sessions
 
 if TYPE_CHECKING:
     from nexus.gateway.settings import GatewaySettings
+    from nexus.net.filememory import FileMemory
     from nexus.observability.registry import LocalMetrics
 
 __all__ = ["AuthService"]
@@ -26,9 +27,12 @@ _START_SECONDS: Final = 2.0
 class AuthService:
     """Lives as long as the worker; :meth:`apply` follows its settings."""
 
-    def __init__(self, metrics: LocalMetrics, rng: random.Random) -> None:
+    def __init__(
+        self, metrics: LocalMetrics, rng: random.Random, keys: FileMemory, worker: int
+    ) -> None:
+        """``keys``: what the workers fetched of providers, in shared memory."""
         self._metrics: Final = metrics
-        self._providers: Final = Providers(metrics, rng)
+        self._providers: Final = Providers(metrics, rng, keys, worker)
         self.endpoints: Final = AuthEndpoints(metrics)
         self._denylist: Denylist | None = None
         self._following: asyncio.Task[None] | None = None

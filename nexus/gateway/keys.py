@@ -45,9 +45,11 @@ class Key:
 class KeySet:
     """The keys of one document; ``passed_over`` says why others in it are not used."""
 
-    __slots__ = ("keys", "passed_over")
+    __slots__ = ("document", "keys", "passed_over")
 
     def __init__(self, keys: Iterable[Key], passed_over: Iterable[str] = ()) -> None:
+        #: What it was read from.
+        self.document = b""
         self.keys: Final = tuple(keys)
         self.passed_over: Final = tuple(passed_over)
 
@@ -61,6 +63,7 @@ class KeySet:
         if not found.keys:
             why = "; ".join(found.passed_over) or "it is empty"
             raise ValueError(f"expected a key set with a key to verify with: {why}")
+        found.document = document
         return found
 
     @classmethod

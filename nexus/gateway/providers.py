@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ import aiohttp
 
 from nexus.errors import ConfigError
 from nexus.gateway.keys import MAX_DOCUMENT_BYTES, KeySet
+from nexus.net.filememory import MAX_FILE_BYTES, FileMemory
 from nexus.net.tls import client_context
 
 if TYPE_CHECKING:
@@ -81,12 +83,12 @@ def _read(provider: ProviderSettings, path: str) -> KeySet:
 class Provider:
     """One provider with the keys of the moment."""
 
-    __slots__ = ("_asked_at", "_fetched_at", "_pending", "_waiting", "_wanted", "keys", "settings")
+    __slots__ = ("_asked_at", "_pending", "_waiting", "_wanted", "fetched_at", "keys", "settings")
 
     def __init__(self, settings: ProviderSettings) -> None:
         self.settings: Final = settings
         self.keys: KeySet | None = None
-        self._fetched_at = 0.0
+        self.fetched_at = 0.0
         self._asked_at = float("-inf")
         self._wanted = asyncio.Event()
         #: Whether somebody wanted keys that have not come yet, and who waits for them.
@@ -95,17 +97,17 @@ class Provider:
         if settings.keys_file:
             self.take(_read(settings, "auth.providers"))
 
-    def take(self, keys: KeySet) -> None:
-        """These are its keys now."""
+    def take(self, keys: KeySet, fetched_at: float | None = None) -> None:
+        """These are its keys now, or were at ``fetched_at`` (monotonic, seconds)."""
         self.keys = keys
-        self._fetched_at = monotonic()
+        self.fetched_at = monotonic() if fetched_at is None else fetched_at
 
     @property
     def current(self) -> KeySet | None:
         """Its keys, unless they are too old to be believed."""
         if self.keys is None or self.settings.keys_file:
             return self.keys
-        stale = monotonic() - self._fetched_at > self.settings.max_stale_seconds
+        stale = monotonic() - self.fetched_at > self.settings.max_stale_seconds
         return None if stale else self.keys
 
     def want(self) -> bool:
@@ -142,7 +144,16 @@ class Provider:
 class Providers:
     """All providers of a worker, each followed by a task of its own."""
 
-    def __init__(self, metrics: LocalMetrics, rng: random.Random) -> None:
+    def __init__(
+        self,
+        metrics: LocalMetrics,
+        rng: random.Random,
+        memory: FileMemory | None = None,
+        worker: int = 0,
+    ) -> None:
+        """``memory``: what the workers fetched, for one that begins while a provider is away."""
+        self._memory: Final = memory
+        self._worker: Final = worker
         self._fetches: Final = metrics.counters("nexus_auth_key_fetches_total")
         self._rng: Final = rng
         self._known: dict[str, Provider] = {}
@@ -162,6 +173,7 @@ class Providers:
                 continue
             provider = self._known[issuer] = Provider(each)
             if each.jwks_url:
+                self._recall(provider)
                 self._tasks[issuer] = asyncio.get_running_loop().create_task(self._follow(provider))
         return dict(self._known)
 
@@ -179,6 +191,26 @@ class Providers:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
+
+    def _remember(self) -> None:
+        """Leave the keys to workers that come later."""
+        kept = {
+            issuer: [p.settings.jwks_url, p.fetched_at, p.keys.document.decode("latin-1")]
+            for issuer, p in self._known.items()
+            if p.keys is not None and p.settings.jwks_url
+        }
+        content = json.dumps(kept).encode()
+        if self._memory is not None and len(content) <= MAX_FILE_BYTES:
+            self._memory.write(content, monotonic_ns(), self._worker)
+
+    def _recall(self, provider: Provider) -> None:
+        """The keys that another worker, or the one before, fetched."""
+        content = self._memory.newest() if self._memory is not None else None
+        if content is None:
+            return
+        url, fetched_at, document = json.loads(content).get(provider.settings.issuer, ["", 0, ""])
+        if url == provider.settings.jwks_url:
+            provider.take(KeySet.parse(document.encode("latin-1")), fetched_at)
 
     async def _follow(self, provider: Provider) -> None:
         settings = provider.settings
@@ -209,6 +241,7 @@ class Providers:
                 failures = 0
                 self._fetches.labels(settings.issuer, "fetched").inc()
                 provider.take(keys)
+                self._remember()
                 provider.settled()
                 await provider.pause(settings.refresh_seconds * self._rng.uniform(0.9, 1.1))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -252,7 +254,7 @@ async def test_fetches_renew_and_fail_softly(keys: dict[str, SigningKey], jwks: 
     assert (
         metrics.counter("nexus_auth_key_fetches_total", issuer=ISSUER, result="failed").value >= 4
     )
-    known._fetched_at -= settings.max_stale_seconds + 1
+    known.fetched_at -= settings.max_stale_seconds + 1
     assert known.current is None
     await providers.close()
 
@@ -267,6 +269,15 @@ def ask(
 ) -> Response:
     field = f"Authorization: {bearer(key, **claims).decode()}"
     return gateway.request(path, "GET", None, field)
+
+
+def served_again(gateway: GatewayProcess, before: set[str], children: Path) -> bool:
+    now = set(children.read_text().split())
+    try:
+        ready = gateway.request("/ready").json["status"] == "ready"
+    except (OSError, EOFError):
+        return False
+    return ready and len(now) == 2 and not now & before
 
 
 def test_a_running_gateway_follows_its_provider(
@@ -326,8 +337,13 @@ def test_a_running_gateway_follows_its_provider(
     reply = gateway.request("/api/echo", "POST", b"body" * 5000, field)
     assert reply.status == 200
     assert reply.body.endswith(b"|" + b"body" * 5000)
-    # The provider goes away: what is known holds.
+    # The provider goes away: what is known holds, also for a worker that begins now.
     jwks.stop()
+    children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children")
+    before = set(children.read_text().split())
+    for pid in before:
+        os.kill(int(pid), signal.SIGKILL)
+    wait_until(lambda: served_again(gateway, before, children), 8, "new workers")
     assert accepted(new)
     time.sleep(1.1)
     begun = time.monotonic()
