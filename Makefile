@@ -141,6 +141,13 @@ prove-consumer: build ## 100 000 events, 30 SIGKILLs: nothing lost, nothing twic
 	    --events 100000 --kills 30 --results proofs/results $(ARGS); status=$$?; \
 	    scripts/kafka-dev stop --name prove --purge; exit $$status
 
+.PHONY: prove-events-memory
+prove-events-memory: build ## a million events leave nothing in the consumer's memory (starts a Kafka)
+	@scripts/kafka-dev start --name memory --port 0 --fresh
+	@NEXUS_TEST_KAFKA=$$(scripts/kafka-dev url --name memory) $(BIN)/python -m proofs.eventsmemory \
+	    --results proofs/results $(ARGS); status=$$?; \
+	    scripts/kafka-dev stop --name memory --purge; exit $$status
+
 .PHONY: prove-broker-outage
 prove-broker-outage: build ## Kafka stopped, then frozen, for a minute under gateway load: nothing is noticed
 	@$(BIN)/python -m proofs.brokeroutage --how stop --results proofs/results $(ARGS)

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +34,8 @@ from nexus.net.kafka import ensure_topics
 from nexus.net.settings import KafkaSettings
 from nexus.wire.events import RATE_LIMIT_HIT, REQUEST_COMPLETED, TOPICS
 from proofs.rig import Redis, memory_kib
+
+__all__ = ["measure"]
 
 #: Routes of a gateway of middling size.
 _ROUTES: Final = 20
@@ -93,7 +96,13 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def _bench(kafka: str, count: int, directory: Path) -> dict[str, float]:
+async def measure(
+    kafka: str,
+    count: int,
+    directory: Path,
+    seen: Callable[[float, float], None] = lambda _handled, _mib: None,
+) -> dict[str, float]:
+    """One worker over ``count`` events. ``seen(events handled, MiB in RAM)`` is told on the way."""
     redis = Redis(directory)
     await redis.start()
     group = f"bench-{wall_ms():x}"
@@ -122,6 +131,7 @@ async def _bench(kafka: str, count: int, directory: Path) -> dict[str, float]:
         )
         cpu, memory = _cpu_seconds(worker), memory_kib(worker)
         while (done := _handled(port)) < count:
+            seen(done, memory_kib(worker) / 1024)
             await asyncio.sleep(0.05)
             if time.monotonic() > limit:
                 raise SystemExit(f"only {done:.0f} of {count} events were handled")
@@ -146,7 +156,7 @@ def main() -> int:
     parser.add_argument("--kafka", default=os.environ.get("NEXUS_TEST_KAFKA", "127.0.0.1:9092"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="nexus-bench-") as name:
-        print(json.dumps(asyncio.run(_bench(arguments.kafka, arguments.events, Path(name)))))
+        print(json.dumps(asyncio.run(measure(arguments.kafka, arguments.events, Path(name)))))
     return 0
 
 
