@@ -163,7 +163,7 @@ def test_lb_stats_add_up_over_workers_and_their_replacements(
 def test_rate_limit_is_exact_over_workers(
     start_gateway: Callable[..., GatewayProcess], upstream_a: Upstream
 ) -> None:
-    rate, burst = 200, 400  # the bucket holds what comes back while a busy machine pauses us
+    rate, burst = 40, 60  # the bucket holds what comes back while a busy machine pauses us
     limit = {"enabled": True, "capacity": burst, "refill_per_second": rate}
     gateway = start_gateway([upstream_a.url], workers=3, rate_limit=limit)
 
