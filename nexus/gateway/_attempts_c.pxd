@@ -8,6 +8,7 @@ from nexus.gateway._request_c cimport (
     DONE,
     FREE,
     ID_FIELD,
+    QUEUED,
     SENT,
     STREAMING,
     TUNNEL,
@@ -20,6 +21,10 @@ from nexus.policy._breaker_c cimport Breaker
 
 
 cdef class Attempts(ServedRequest):
+    @cython.locals(core=Core, now=cython.longlong)
+    cdef object _enter(self)
+    cpdef object on_admitted(self)
+    cdef object _no_place(self)
     @cython.locals(core=Core, now=cython.longlong, connection=UpstreamConnection, server=Server, pool=Pool, breaker=Breaker, balancer=Balancer)
     cdef object _attempt(self)
     @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)

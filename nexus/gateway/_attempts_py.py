@@ -17,6 +17,7 @@ from typing import Any, Final
 import cython  # type: ignore[import-untyped]
 
 from nexus.gateway.reasons import cause_of
+from nexus.policy.bulkhead import ENTERED, WAITS
 from nexus.policy.retry import IDEMPOTENT, Failure, decide, retry_after_ns
 
 if not cython.compiled:
@@ -29,6 +30,7 @@ if not cython.compiled:
         DONE,
         FREE,
         ID_FIELD,
+        QUEUED,
         SENT,
         STREAMING,
         TUNNEL,
@@ -46,9 +48,43 @@ _TIMEOUTS: Final = frozenset(("connect_timeout", "upstream_timeout", "upstream_s
 class Attempts(ServedRequest):
     """The upstream side of a request, up to the moment in which it answers."""
 
+    def _enter(self) -> None:
+        """Through the group's bulkhead, to the first attempt."""
+        core = self.core
+        if core.bulkheads is None:
+            self._attempt()
+            return
+        bulkhead = core.bulkheads.of(self.route.group)
+        entered = bulkhead.enter(self)
+        if entered == WAITS:
+            self._waits_at = bulkhead
+            self._state = QUEUED
+            now = core.wheel.now
+            core.wheel.schedule(self, min(now + bulkhead.wait_ns, self._deadline_total))
+        elif entered == ENTERED:
+            self._inside = bulkhead
+            self._attempt()
+        else:
+            self._no_place()
+
+    def on_admitted(self) -> None:
+        """A place in the bulkhead is free."""
+        self.deadline = 0
+        self._inside = self._waits_at
+        self._waits_at = None
+        self._attempt()
+
+    def _no_place(self) -> None:
+        self.reject(
+            503,
+            "bulkhead_full",
+            "Too many requests are under way at the upstreams of this route.",
+            b"Retry-After: 1\r\n",
+        )
+
     def _attempt(self) -> None:
         core = self.core
-        now = monotonic_ns() if self.attempt else self.started
+        now = monotonic_ns() if self.attempt or self._inside is not None else self.started
         balancer: Any = core.balancers.get(self.route.group)
         server = balancer.pick(None, self._tried) if balancer is not None else None
         self._permit = 1
@@ -185,6 +221,8 @@ class Attempts(ServedRequest):
             self.reject(504, "queue_timeout", "No upstream connection became free in time.")
         elif state == BACKOFF:
             self._attempt()
+        elif state == QUEUED:
+            self._no_place()
         elif state in (STREAMING, TUNNEL):
             self._let_go_of_upstream()
             self.break_off("stream_idle")
@@ -304,6 +342,9 @@ class Attempts(ServedRequest):
     def _let_go_of_upstream(self) -> None:
         """Whatever was under way there is of no interest any more."""
         self.deadline = 0
+        if self._waits_at is not None:
+            self._waits_at.cancel(self)
+            self._waits_at = None
         connection = self.connection
         if connection is not None:
             self.connection = None

@@ -27,6 +27,7 @@ cdef class Core:
     cdef public bint breakers
     cdef public object usable
     cdef public object outliers
+    cdef public object bulkheads
     cdef public bint draining
     cdef public bint counting
     cdef public long long wall_offset

@@ -91,6 +91,8 @@ class Core:
         self.breakers = False
         #: What is told of every answer; ``None`` while ejection is switched off.
         self.outliers: Any = None
+        #: ``None`` while no upstream group has a bulkhead.
+        self.bulkheads: Any = None
         #: What the balancer asks of a server: whether its breaker would let a request through.
         self.usable: Any = None
         self.draining = False

@@ -74,7 +74,7 @@ class Exchange(Attempts):
             self.reject(400, "bad_transform", str(error))
             return
         self.proxied = True
-        self._attempt()
+        self._enter()
 
     def on_connected(self, connection: UpstreamConnection) -> None:
         self.connection = connection

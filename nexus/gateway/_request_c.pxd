@@ -9,7 +9,7 @@ from nexus.observability._record_c cimport RequestRecord
 from nexus.policy._balance_c cimport Server
 
 cdef int _REQUEST_ID, _CORRELATION_ID, _USER_AGENT, _TRACEPARENT, _TRACESTATE
-cdef int FREE, WAITING, SENT, STREAMING, BACKOFF, TUNNEL, COLLECTING, DONE, HELD
+cdef int FREE, WAITING, SENT, STREAMING, BACKOFF, TUNNEL, COLLECTING, DONE, HELD, QUEUED
 cdef bytes ID_FIELD
 
 
@@ -27,6 +27,8 @@ cdef class ServedRequest(ResponseSink):
     cdef public bytes shared
     cdef readonly bint held
     cdef public RequestHead held_head
+    cdef object _inside
+    cdef object _waits_at
     cdef public object identity
     cdef public bytes cookie
     cdef Series _series

@@ -40,7 +40,7 @@ _TRACESTATE: Final = field(b"tracestate")
 MAX_CORRELATION_ID: Final = 128
 
 #: States of a request; the diagram stands in ``_exchange_py``.
-FREE, WAITING, SENT, STREAMING, BACKOFF, TUNNEL, COLLECTING, DONE, HELD = range(9)
+FREE, WAITING, SENT, STREAMING, BACKOFF, TUNNEL, COLLECTING, DONE, HELD, QUEUED = range(10)
 
 ID_FIELD: Final = b"x-request-id: "
 
@@ -61,6 +61,9 @@ class ServedRequest(ResponseSink):
         #: Its `extra` is its pool and its `breaker` its breaker.
         self.server: Any = None
         self.scheme = b"http"
+        #: The bulkhead that it is inside of, or waits at.
+        self._inside: Any = None
+        self._waits_at: Any = None
         #: The head of a request that is held.
         self.held_head: RequestHead | Any = None
         self._series: Any = None
@@ -310,6 +313,10 @@ class ServedRequest(ResponseSink):
         self.deadline = 0
         self.held = False
         self.held_head = None
+        if self._inside is not None:
+            inside = self._inside
+            self._inside = None
+            inside.leave()
         self._end_retry()
         core.budget.end()
         if self._held:

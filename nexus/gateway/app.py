@@ -29,6 +29,7 @@ from nexus.gateway.adminapi import AdminApi
 from nexus.gateway.auth import Authenticator, check_settings
 from nexus.gateway.authservice import AuthService
 from nexus.gateway.blocklist import BlockList
+from nexus.gateway.bulkheads import Bulkheads
 from nexus.gateway.clients import Clients
 from nexus.gateway.clusterlimits import ClusterLimits
 from nexus.gateway.core import Core
@@ -218,6 +219,7 @@ class Gateway:
             context.metrics,
         )
         self._admin: AdminServer | None = None
+        self._bulkheads: Final = Bulkheads(settings)
         self._cluster_limits: ClusterLimits | None = None
         self._producer: EventProducer | None = None
         self._access_log: AccessLog | None = None
@@ -235,6 +237,7 @@ class Gateway:
         settings = context.settings
         loop = asyncio.get_running_loop()
         self._apply(settings)
+        self._use_bulkheads(settings)
         self._use(self._services.recover(context.shared.services))
         self._reloads.labels("broken").inc(self._services.failures)
         await self._start_recorder(settings)
@@ -272,6 +275,7 @@ class Gateway:
         await self._reload_recorder(settings)
         self._share_limits(settings)
         self._apply(settings)
+        self._use_bulkheads(settings)
         self._upstreams.configure(settings)
         self._core.outliers = self._upstreams.outliers
         self._services = services
@@ -321,6 +325,10 @@ class Gateway:
         configure(settings, core, phases, router, authenticator)
         if self._cluster_limits is not None:
             self._cluster_limits.settings = settings.cluster_limits
+
+    def _use_bulkheads(self, settings: GatewaySettings) -> None:
+        self._bulkheads.configure(settings)
+        self._core.bulkheads = self._bulkheads if self._bulkheads.needed else None
 
     def _share_limits(self, settings: GatewaySettings) -> None:
         """Redis is used from the first configuration on that has a limit of scope cluster."""
@@ -414,6 +422,7 @@ class Gateway:
         while True:
             self._upstreams.sweep()
             self._upstreams.report()
+            self._bulkheads.report(self._context.metrics)
             self._connections.set(len(self._sessions))
             budget = self._core.budget
             self._active.set(budget.active if budget is not None else 0)

@@ -148,6 +148,8 @@ _GATEWAY: Final = (
     _gauge("nexus_upstream_connections", "Open connections to an upstream.", "upstream", "state"),
     _gauge("nexus_upstream_queue", "Requests waiting for an upstream connection.", "upstream"),
     _gauge("nexus_upstream_healthy", "1 while an upstream is in rotation.", "upstream", over="max"),
+    _gauge("nexus_bulkhead_active", "Requests inside an upstream group's bulkhead.", "group"),
+    _gauge("nexus_bulkhead_waiting", "Requests waiting for a place in it.", "group"),
     _counter(
         "nexus_upstream_ejections_total",
         "Upstreams left out for what they answered, by rule.",

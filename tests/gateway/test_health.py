@@ -205,3 +205,27 @@ def test_breakers_tell_what_they_know(start_gateway: Start, three: list[Upstream
     assert (stats["state"], stats["failures"], stats["lastError"]) == ("open", 0, "status 500")
     assert stats["nextTrialAt"] > stats["lastErrorAt"]
     assert 8000 < stats["retryInMs"] <= 10_000
+
+
+def test_a_slow_group_keeps_to_its_places(start_gateway: Start, three: list[Upstream]) -> None:
+    import threading
+
+    three[0].mood = "slow"  # 0.4 s each
+    gateway = start_gateway(
+        urls(three[:1]), bulkhead={"max_concurrent": 2, "queue_size": 2, "wait_ms": 3000}
+    )
+    replies: list[Any] = []
+    running = [
+        threading.Thread(target=lambda: replies.append(gateway.request("/api/mood")))
+        for _ in range(8)
+    ]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    seen = Counter(reply.status for reply in replies)
+    assert seen == {200: 4, 503: 4}, seen
+    refused = next(reply for reply in replies if reply.status == 503)
+    assert (refused.json["reason"], refused.value("retry-after")) == ("bulkhead_full", "1")
+    three[0].mood = ""
+    assert answers(gateway, 5) == {"a": 5}
