@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from nexus._speedups.respscan import CommandTable
 from nexus.cacheproxy.commands import Kind, effects, groups, kinds
 from nexus.cacheproxy.counts import SharedCounts, Stats
+from nexus.cacheproxy.explaincommand import ExplainCommand
 from nexus.cacheproxy.flow import Plane
 from nexus.cacheproxy.hotcommand import HotCommand
 from nexus.cacheproxy.hotkeys import HotKeys
@@ -74,7 +75,14 @@ class CacheproxyApp:
         board = context.shared.hot
         self._hot: Final = HotKeys(self._pools, board, context.index, self._stats)
         self._pools.near.core.hot = self._hot
-        for family in (statistics, PolicyCommand(self.policies), self._tags, HotCommand(board)):
+        families = (
+            statistics,
+            PolicyCommand(self.policies),
+            self._tags,
+            HotCommand(board),
+            ExplainCommand(),
+        )
+        for family in families:
             self._local.add(family.subcommands())
         self._idle_timeout = 0.0
         self.policies.listeners.extend((self._pools.near.apply, self._tag_written))

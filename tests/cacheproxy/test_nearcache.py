@@ -375,6 +375,30 @@ def test_the_numbers_agree_with_the_servers_own(stage: Stage):
     assert 600 - sets == grown("upstream_commands_saved") + forwarded + grown("near_fills")
 
 
+def explained(stage: Stage, *command: str) -> dict[str, str]:
+    with stage.proxy.raw() as raw:
+        lines = raw.ask("NEXUS", "EXPLAIN", *command).decode().split("\r\n")
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def test_explain_says_how_a_read_is_answered_and_why(stage: Stage):
+    stage.direct.set("k", "v")
+    assert explained(stage, "GET", "k")["answer"] == "miss"
+    assert "next read is kept" in explained(stage, "GET", "k")["why"]
+    stage.cached("GET", "k")
+    stage.client.get("k")
+    facts = explained(stage, "get", "k")
+    assert facts["answer"] in ("hit", "held")
+    assert facts["rule"] == "4 (*)"
+    assert "7 bytes, expires in" in facts["entry"]
+    assert "kept from 10 reads in 10 s on" in explained(stage, "GET", "hot:none")["why"]
+    assert "not kept" in explained(stage, "GET", "never:k")["why"]
+    assert explained(stage, "TTL", "k")["answer"] == "forwarded"
+    assert explained(stage, "STRLEN", "k")["why"] == "no rule of the policy fits"
+    assert explained(stage, "BLPOP", "k", "0")["answer"] == "pinned"
+    assert explained(stage, "NOSUCH")["answer"] == "pinned"
+
+
 def _shared(stats: dict[str, str]) -> int:
     """Commands of the string group that were forwarded."""
     ways = dict(pair.split("=") for pair in stats.get("group_string", "shared=0").split(","))
