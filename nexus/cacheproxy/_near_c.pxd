@@ -47,6 +47,10 @@ cdef class Partition(Near):
     cpdef Py_ssize_t take(
         self, Client client, bytearray data, Py_ssize_t start, Py_ssize_t end
     ) except -1
+    @cython.locals(core=Core, scanner=CommandScanner)
+    cdef object _shadow(
+        self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop
+    )
     cdef object _refresh(self, Source source, double now)
     @cython.locals(_first=int, last=int, _step=int)
     cdef bint _single(self, CommandScanner scanner) except -1

@@ -124,6 +124,8 @@ class Partition(Near):
                                 client.forward(data, run, position, count)
                                 count = 0
                             hits += 1
+                            if core.shadow_every:
+                                self._shadow(client, data, position, stop)
                             core.commands.count(HITS, scanner.group)
                             position = run = stop
                             continue
@@ -162,6 +164,15 @@ class Partition(Near):
             if now - fresh > core.staleness / 2:
                 self._refresh(source, now)
         return position
+
+    def _shadow(self, client: Client, data: bytearray, position: int, stop: int) -> None:
+        """Compare one hit in so many with what Redis has."""
+        core = self.core
+        core.shadow_hits += 1
+        if core.shadow_hits % core.shadow_every == 0:
+            raw = bytearray(cut(data, position, stop))
+            scanner = client.scanner
+            self.source.compare(self, scanner.number, raw, scanner.name_end)
 
     def _refresh(self, source: Source, now: float) -> None:
         source.fence(now - self.core.staleness / 2, 0, now)

@@ -23,6 +23,10 @@ cdef class Core:
     cdef public list matchers
     cdef public object hot
     cdef public object tagger
+    cdef public int64_t shadow_every
+    cdef public int64_t shadow_hits
+    cdef public int64_t compared
+    cdef public int64_t differed
     cdef public int64_t spares
     cdef public int64_t spare_tick
     cdef public int64_t spare_limit
@@ -127,4 +131,5 @@ cdef class Source(Receiver):
         self, object partition, int number, bytearray raw, Py_ssize_t begin, object rule,
         bint admit, double now
     )
+    cpdef object compare(self, object partition, int number, bytearray raw, Py_ssize_t begin)
     cdef object _arm(self, double now)

@@ -54,6 +54,9 @@ FORWARDED = 0
 NIL = frozenset((b"$-1\r\n", b"_\r\n", b"*-1\r\n"))
 EMPTY = frozenset((b"$0\r\n\r\n", b"*0\r\n", b"%0\r\n", b"~0\r\n", b":0\r\n", b"+none\r\n"))
 
+#: Seconds for which a key that was not there is not asked for again in order to keep it.
+ABSENT_SECONDS = 1.0
+
 #: Seconds that a tracking connection may owe a reply before another connection is asked whether
 #: Redis is there at all; and how much longer it has once that one was answered.
 STALL = 0.1
@@ -84,6 +87,11 @@ class Core:
         self.hot: Any = None
         self.tagger: Any = None
         #: Flights of keys that are not admitted, left in this second; see :meth:`spare`.
+        #: One hit in so many is compared with Redis; 0: none.
+        self.shadow_every = 0
+        self.shadow_hits = 0
+        self.compared = 0
+        self.differed = 0
         self.spares = 0
         self.spare_tick = -1
         self.spare_limit = 1000
@@ -127,7 +135,7 @@ class Core:
         self.discarded[reason] = self.discarded.get(reason, 0) + 1
 
     def refuse(self, name: tuple[int, int, bytes], until: float) -> None:
-        if len(self.refused) >= 1024:
+        if len(self.refused) >= 16_384:
             self.refused.clear()
         self.refused[name] = until
 
@@ -309,6 +317,10 @@ class Flight(Receiver):
         elif (milliseconds == -2) != (reply in NIL) and (milliseconds != -2 or reply not in EMPTY):
             self.end("changed")  # between the two
         elif life <= 0:
+            if milliseconds == -2:
+                # Asking again each time costs more than it may ever save.
+                name = (self.partition.space, self.number, self.request)
+                core.refuse(name, self.sent + ABSENT_SECONDS)
             self.end("absent" if milliseconds == -2 else "expired")
         else:
             self._commit(reply, self.sent + life)
@@ -391,6 +403,56 @@ class Probe(Receiver):
 
     def lost(self, _count: int, _partial: bool, _error: bytes) -> None:
         self.source.probing = False
+
+
+class Comparison(Receiver):
+    """What Redis says of an entry: where nothing has touched the key before, the same.
+
+    Pushes come in front of the reply that they belong to, so an entry that is alive when the reply
+    is here is Redis's own value, or there is an error in the near-cache.
+    """
+
+    def __init__(
+        self, source: Source, partition: Partition, number: int, request: bytes,
+        facts: tuple[int, bytes, float, int],
+    ) -> None:  # fmt: skip
+        self.split = False
+        self.source = source
+        self.partition = partition
+        self.number = number
+        self.request = request
+        self.facts = facts
+        self.data = b""
+
+    def deliver(self, data: bytearray, start: int, end: int, done: int) -> None:
+        self.data += cut(data, start, end)
+        if not done:
+            return
+        token, kept, expiry, _hits = self.facts
+        core = self.source.core
+        space = self.partition.space
+        if monotonic() >= expiry or not core.table.alive(space, self.number, self.request, token):
+            return
+        reply = downgrade(self.data) if self.partition.protocol == 2 else self.data
+        core.compared += 1
+        if reply != kept and not _same_members(reply, kept):
+            core.differed += 1
+            key = self.request[self.request.index(b"\r\n") + 2 :]
+            core.table.drop(key[: int(self.request[1 : self.request.index(b"\r\n")])])
+            self.source.owner.differed()
+
+    def pushed(self, data: bytearray, start: int, end: int) -> None:
+        self.source.pushed(data, start, end)
+
+    def lost(self, _count: int, _partial: bool, _error: bytes) -> None:
+        """Nothing is known then."""
+
+
+def _same_members(one: bytes, other: bytes) -> bool:
+    """Whether two aggregates differ only in their order, which is Redis's to choose."""
+    if one[:1] not in (b"*", b"~", b"%") or len(one) != len(other):
+        return False
+    return sorted(one.split(b"\r\n")) == sorted(other.split(b"\r\n"))
 
 
 class Source(Receiver):
@@ -577,6 +639,14 @@ class Source(Receiver):
             self.link.send(Lifetime(flight), ask, 0, len(ask), 1)
         self._arm(now)
         return flight
+
+    def compare(self, partition: Partition, number: int, raw: bytearray, begin: int) -> None:
+        """Fetch what was just answered from the table: it must still be the same."""
+        request = bytes(raw[begin:])
+        facts = self.core.table.facts(partition.space, number, request)
+        if facts is not None and self.up:
+            comparison = Comparison(self, partition, number, request, facts)
+            self.link.send(comparison, raw, 0, len(raw), 1)
 
     # -- pushes
 

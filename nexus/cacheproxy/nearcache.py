@@ -72,6 +72,8 @@ class NearCache:
         core.staleness = near.max_staleness_ms / 1000
         core.max_ttl = near.max_entry_ttl_seconds
         core.singleflight = settings.singleflight.enabled
+        ratio = settings.shadow.compare_ratio
+        core.shadow_every = round(1 / ratio) if ratio > 0 else 0
 
     def apply(self, book: RuleBook | None) -> None:
         """Bring a policy into force, or none; whatever the last one kept is dropped."""
@@ -282,6 +284,10 @@ class Tracker:
         """It owed replies while Redis answered elsewhere; it is being closed."""
         self.near.stalls += 1
         log.warning("tracking connection stalled", extra={"user": self.key[0].label})
+
+    def differed(self) -> None:
+        """A hit was not what Redis has: an error of ours, which must be heard of."""
+        log.error("near-cache differs from redis", extra={"user": self.key[0].label})
 
     def broken(self, error: Exception) -> None:
         log.error("redis sent what is not RESP", extra={"error": str(error)})

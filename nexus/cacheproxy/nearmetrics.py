@@ -44,6 +44,8 @@ LINES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("near_evictions", (_DROPPED, "evicted")),
     ("near_waits", (_WAITS, "held")),
     ("near_waits_late", (_WAITS, "late")),
+    ("near_shadow_compared", ("nexus_cache_near_shadow_total", "compared")),
+    ("near_shadow_differed", ("nexus_cache_near_shadow_total", "differed")),
     ("near_fences", ("nexus_cache_near_fences_total",)),
     ("near_touched", ("nexus_cache_near_touched_total",)),
     ("near_entries", ("nexus_cache_near_entries",)),
@@ -66,6 +68,7 @@ class NearMetrics:
         dropped = metrics.counters(_DROPPED)
         waits = metrics.counters(_WAITS)
         lost = metrics.counters("nexus_cache_near_lost_total")
+        compared = metrics.counters("nexus_cache_near_shadow_total")
         staleness = metrics.counters(_STALENESS)
         self._counters: Final[tuple[tuple[Callable[[], int], Counter], ...]] = (
             (lambda: core.hits, reads.labels("hit")),
@@ -85,6 +88,8 @@ class NearMetrics:
             (lambda: core.late, waits.labels("late")),
             (lambda: core.fences, metrics.counter("nexus_cache_near_fences_total")),
             (lambda: core.touches, metrics.counter("nexus_cache_near_touched_total")),
+            (lambda: core.compared, compared.labels("compared")),
+            (lambda: core.differed, compared.labels("differed")),
             (lambda: near.lost, lost.labels("lost")),
             (lambda: near.stalls, lost.labels("stalled")),
             *(

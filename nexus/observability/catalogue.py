@@ -247,6 +247,12 @@ _CACHEPROXY: Final = (
         "Hits by age of the fence that vouches for them, milliseconds at most.",
         "age",
     ),
+    _counter(
+        "nexus_cache_near_shadow_total",
+        "Hits compared with Redis (`shadow.compare_ratio`), and those that differed: none ever "
+        "should.",
+        "result",
+    ),
     _counter("nexus_cache_near_fences_total", "PINGs sent to vouch for hits."),
     _histogram(
         "nexus_cache_near_fence_duration_ms",
