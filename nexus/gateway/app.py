@@ -56,6 +56,7 @@ from nexus.net.producer import EventProducer
 from nexus.net.service import ServiceSpec, WorkerContext
 from nexus.net.tls import client_context
 from nexus.observability.accesslog import AccessLog
+from nexus.observability.exemplars import ExemplarSink
 from nexus.observability.otlp import resolve
 from nexus.observability.recorder import Recorder, Sink
 from nexus.observability.sampling import Sampling, effective_sampling
@@ -353,6 +354,7 @@ class Gateway:
             sinks.append(access_log)
         if _sampling(settings) is not None:
             sinks.append(SpanSink(settings.tracing, metrics, worker=index))
+            sinks.append(ExemplarSink(self._context.registry.exemplars, index))
         producer: EventProducer | None = None
         events: EventSink | None = None
         if settings.kafka.enabled:

@@ -106,7 +106,12 @@ class Endpoints:
         exchange.answer(200 if serving else 503, self._encode(document), _JSON, _NO_STORE)
 
     def metrics(self, exchange: Exchange, _body: bytes) -> None:
-        """Prometheus exposition, summed over all workers."""
+        """Prometheus exposition, summed over all workers; ``?format=openmetrics`` with exemplars
+        (the admin listener goes by ``Accept``)."""
+        if b"?format=openmetrics" in exchange.target:
+            body = exposition.render_openmetrics(self._context.registry)
+            exchange.answer(200, body, exposition.OPENMETRICS_TYPE.encode())
+            return
         body = exposition.render(self._context.registry)
         exchange.answer(200, body, exposition.CONTENT_TYPE.encode())
 

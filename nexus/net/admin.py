@@ -6,6 +6,7 @@ for all of them, because counters and states are in shared memory. Loopback by d
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -57,9 +58,13 @@ async def start_admin(
         payload = health.ready_payload(context.service, ready, context.states.all(), reason=reason)
         return web.json_response(payload, status=200 if ready else 503)
 
-    async def get_metrics(_request: web.Request) -> web.Response:
-        body = exposition.render(context.registry)
-        return web.Response(body=body, headers={"Content-Type": exposition.CONTENT_TYPE})
+    async def get_metrics(request: web.Request) -> web.Response:
+        render, content_type = exposition.render, exposition.CONTENT_TYPE
+        if exposition.wants_openmetrics(request.headers.get("Accept", "")):
+            render, content_type = exposition.render_openmetrics, exposition.OPENMETRICS_TYPE
+        # In a thread: thousands of series take milliseconds, in which requests go on.
+        body = await asyncio.to_thread(render, context.registry)
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     app.router.add_get("/health", get_health)
     app.router.add_get("/ready", get_ready)

@@ -1,4 +1,4 @@
-"""The scrape: shared memory → Prometheus' text format, version 0.0.4.
+"""The scrape: shared memory → Prometheus' text format 0.0.4, or OpenMetrics 1.0 with exemplars.
 
 Whichever worker is scraped answers for all of them: the sums are taken over every block. The series
 of a gauge or counter that is told apart by worker get a label ``worker``.
@@ -11,7 +11,9 @@ compares the two byte by byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from operator import add
 from typing import Any, Final
@@ -28,11 +30,20 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from nexus.observability.catalogue import CATALOGUE, Metric
+from nexus.observability.exemplars import Exemplar, ExemplarKey
 from nexus.observability.registry import Registry, Series
 
-__all__ = ["CONTENT_TYPE", "SharedMemoryCollector", "render"]
+__all__ = [
+    "CONTENT_TYPE",
+    "OPENMETRICS_TYPE",
+    "SharedMemoryCollector",
+    "render",
+    "render_openmetrics",
+    "wants_openmetrics",
+]
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
+OPENMETRICS_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 _as_go: Final[Any] = floatToGoString  # has no types
 
@@ -47,10 +58,43 @@ class _Lines:
     """The lines of one registry's series without their numbers."""
 
     def __init__(self) -> None:
+        self._lock: Final = threading.Lock()
         self._heads: Final = {name: _head(metric) for name, metric in CATALOGUE.items()}
         self._starts: Final[dict[str, dict[_Key, list[str]]]] = {name: {} for name in CATALOGUE}
 
     def render(self, totals: dict[str, _Totals]) -> bytes:
+        with self._lock:  # scrapes run in threads
+            return self._render(totals)
+
+    def render_openmetrics(
+        self, totals: dict[str, _Totals], exemplars: Mapping[ExemplarKey, Exemplar]
+    ) -> bytes:
+        """The same lines; heads without ``_total``, exemplars behind buckets, an end mark."""
+        with self._lock:
+            out: list[str] = []
+            for name, metric in CATALOGUE.items():
+                if name not in totals:
+                    continue
+                out.append(_open_head(metric))
+                kept = self._starts[name]
+                for key, numbers in totals[name].items():
+                    starts = kept.get(key)
+                    if starts is None:
+                        starts = kept[key] = _starts(metric, key)
+                    if metric.kind != "histogram":
+                        out.append(f"{starts[0]}{_number(numbers[0])}\n")
+                        continue
+                    *counts, total = numbers
+                    values = list(accumulate(counts))
+                    for index, (start, value) in enumerate(zip(starts, values, strict=False)):
+                        shown = _exemplar(exemplars.get((name, key, index)))
+                        out.append(f"{start}{_number(value)}{shown}\n")
+                    out.append(f"{starts[-2]}{_number(values[-1])}\n")
+                    out.append(f"{starts[-1]}{_number(total)}\n")
+            out.append("# EOF\n")
+            return "".join(out).encode()
+
+    def _render(self, totals: dict[str, _Totals]) -> bytes:
         out: list[str] = []
         for name, metric in CATALOGUE.items():
             if name not in totals:
@@ -80,10 +124,28 @@ _kept: Final[WeakKeyDictionary[Registry, _Lines]] = WeakKeyDictionary()
 
 def render(registry: Registry) -> bytes:
     """Everything counted so far, over all workers."""
+    return _lines_of(registry).render(_sums(registry))
+
+
+def render_openmetrics(registry: Registry) -> bytes:
+    """The same as OpenMetrics, with the traces of requests beside the buckets that they fell in."""
+    return _lines_of(registry).render_openmetrics(_sums(registry), registry.exemplars.read())
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Whether a scraper's ``Accept`` asks for OpenMetrics: by its name, and not with ``q=0``."""
+    for part in accept.split(","):
+        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        if media == "application/openmetrics-text":
+            return not any(re.fullmatch(r"q=0(\.0*)?", p) for p in parameters)
+    return False
+
+
+def _lines_of(registry: Registry) -> _Lines:
     lines = _kept.get(registry)
     if lines is None:
         lines = _kept[registry] = _Lines()
-    return lines.render(_sums(registry))
+    return lines
 
 
 class SharedMemoryCollector(Collector):
@@ -151,6 +213,19 @@ def _number(value: float) -> str:
 def _head(metric: Metric) -> str:
     text = metric.help.replace("\\", r"\\").replace("\n", r"\n")
     return f"# HELP {metric.name} {text}\n# TYPE {metric.name} {metric.kind}\n"
+
+
+def _open_head(metric: Metric) -> str:
+    name = metric.name.removesuffix("_total") if metric.kind == "counter" else metric.name
+    text = metric.help.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return f"# HELP {name} {text}\n# TYPE {name} {metric.kind}\n"
+
+
+def _exemplar(exemplar: Exemplar | None) -> str:
+    if exemplar is None:
+        return ""
+    ids = f'trace_id="{exemplar.trace_id}",span_id="{exemplar.span_id}"'
+    return f" # {{{ids}}} {exemplar.value:.6g} {exemplar.at:.3f}"
 
 
 def _starts(metric: Metric, key: _Key) -> list[str]:

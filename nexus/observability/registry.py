@@ -40,6 +40,7 @@ from typing import Final, Generic, TypeVar, cast
 
 from nexus._speedups.counters import Counter, Gauge, Histogram, StampedGauge
 from nexus.observability.catalogue import CATALOGUE, Metric, find
+from nexus.observability.exemplars import ExemplarMemory
 
 __all__ = ["OTHER", "Family", "LocalMetrics", "Registry", "Series"]
 
@@ -317,6 +318,8 @@ class Registry:
         size = -(-bytes_per_worker // mmap.PAGESIZE) * mmap.PAGESIZE
         self.workers: Final = workers
         self._memory: Final = mmap.mmap(-1, size * (workers + 1))
+        #: Traces of requests beside the histograms; filled by an ``ExemplarSink``.
+        self.exemplars: Final = ExemplarMemory(workers)
         view = memoryview(self._memory)
         self._blocks: Final = [_Block(view[i * size : (i + 1) * size]) for i in range(workers + 1)]
         self._known: Final[dict[str, set[tuple[str, ...]]]] = {name: set() for name in CATALOGUE}

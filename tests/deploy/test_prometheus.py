@@ -184,6 +184,16 @@ def test_spans_received_and_dropped_are_those_made(system):
     prometheus.until("sum(nexus_trace_spans_exported_total)", before[1] + 400)
     assert prometheus.value("sum(nexus_trace_spans_total)") - before[0] == 400
     assert len(system.collector.spans) - got == 400
+    now = time.time()
+    found = prometheus.get(
+        "/api/v1/query_exemplars",
+        query="nexus_http_request_duration_ms_bucket",
+        start=str(now - 60),
+        end=str(now + 1),
+    )
+    shown = {one["labels"]["trace_id"] for series in found for one in series["exemplars"]}
+    assert shown
+    assert shown <= {span.trace_id.hex() for span in system.collector.spans}
     spans = system.collector.spans[got:]
     servers = {span.span_id: span for span in spans if span.kind == 2}
     for client in (span for span in spans if span.kind == 3):
