@@ -64,7 +64,7 @@ def run(
 
 
 def bearer(**claims: Any) -> str:
-    full = {"client_id": "c", "exp": time.time() + 60} | claims
+    full = {"client_id": "c", "exp": time.time() + 3600} | claims
     return f"Authorization: Bearer {jwt.encode(full, SECRET, algorithm='HS256')}"
 
 
