@@ -201,7 +201,8 @@ class GatewayProcess:
         temporary.replace(self.services)
 
     def _wait_ready(self) -> None:
-        end = time.monotonic() + 8
+        # A process that died ends the wait at once; a busy machine may take its time.
+        end = time.monotonic() + 30
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 break
