@@ -32,6 +32,7 @@ policies:
     near_cache: never
   - match: [GET, HGET, HGETALL, LRANGE, SMEMBERS, ZSCORE, ZRANGE, HMGET, EXISTS, TYPE, GETRANGE]
     near_cache: always
+    hot: {extend_seconds: 0}  # expiry shall be what the tests set
 """
 STALENESS = 0.02
 
