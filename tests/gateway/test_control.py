@@ -175,6 +175,7 @@ def test_breakers_that_find_no_room_are_counted() -> None:
         ("round-robin", (1, 2), 1),
         ("round-robin", (2, 2), 0),
         ("weighted", (1, 2), 0),
+        ("weighted-smooth", (1, 2), 0),
     ],
 )
 def test_weights_without_effect_are_said_once(

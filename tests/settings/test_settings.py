@@ -65,7 +65,8 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path):
         (
             "balancer: {algorithm: round_robin}",
             (
-                "balancer.algorithm: expected one of round-robin, least-conn, weighted, p2c, "
+                "balancer.algorithm: expected one of round-robin, least-conn, weighted, "
+                "weighted-smooth, p2c, "
                 "got 'round_robin'; did you mean 'round-robin'?"
             ),
         ),
