@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nexus.cacheproxy.commands import COMMANDS, Effect, effect_of
+from nexus.cacheproxy.tagging import STORING
 from nexus.clock import monotonic, monotonic_ns
 from nexus.errors import ConfigError
 from nexus.net.filememory import MAX_FILE_BYTES, FileMemory
@@ -35,14 +36,13 @@ Listener = Callable[["RuleBook | None"], None]
 
 
 def roles() -> dict[str, Role]:
-    """What a rule may be about: pure reads of one key, and writes whose keys are known."""
+    """What a rule may be about: pure reads of one key, and writes that store values."""
     found = {}
     for name in COMMANDS:
         if "|" not in name:
-            effect = effect_of(COMMANDS[name])[0]
-            if effect == Effect.CACHED:
+            if effect_of(COMMANDS[name])[0] == Effect.CACHED:
                 found[name.upper()] = Role.READ
-            elif effect == Effect.WRITES:
+            elif name in STORING:
                 found[name.upper()] = Role.WRITE
     return found
 

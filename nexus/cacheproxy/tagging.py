@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nexus.cacheproxy.flow import Link, Plane
     from nexus.policy.policyfile import RuleBook
 
-__all__ = ["Tagged", "Tagger", "written_keys"]
+__all__ = ["STORING", "Tagged", "Tagger", "written_keys"]
 
 log = logging.getLogger("nexus.cacheproxy")
 
@@ -56,7 +56,10 @@ def written_keys(args: Sequence[bytes]) -> Sequence[bytes]:
 
 
 _POSITION: Final = dict.fromkeys(_FIRST.split(), 1) | dict.fromkeys(_SECOND.split(), 2)
-assert all(name in COMMANDS for name in (*_POSITION, *_PAIRS))  # noqa: S101
+
+#: Commands that store values under keys that are known, lower case.
+STORING: Final = frozenset((*_POSITION, *_PAIRS))
+assert COMMANDS.keys() >= STORING  # noqa: S101
 
 
 class Tagger:
@@ -68,9 +71,7 @@ class Tagger:
         self._stats: Final = stats
         table: CommandTable = plane.table
         #: Numbers of the commands that may tag, in the scanner's table.
-        self.numbers: Final = frozenset(
-            table.number(name.encode()) for name in (*_POSITION, *_PAIRS)
-        )
+        self.numbers: Final = frozenset(table.number(name.encode()) for name in STORING)
         self._logged = -_LOG_SECONDS
 
     def joined(self, args: Sequence[bytes]) -> Joined:

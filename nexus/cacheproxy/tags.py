@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CHUNK", "Invalidation", "invalidate_request", "tag_request", "untag_request"]
 
-#: Keys that one script deletes of a tag that is too big to go at once: 1 to 2 ms of Redis's time.
-CHUNK: Final = 2000
+#: Keys that one script deletes of a tag that is too big to go at once: below 1 ms of Redis's time.
+CHUNK: Final = 500
 
 _COMMON: Final = """
 local clock = redis.call('TIME')

@@ -120,6 +120,7 @@ def _try(facts: Facts) -> Iterator[str]:
     if shutil.which("redis-cli"):
         yield from _step("Redis through the cacheproxy", f"redis-cli -p {port} SET foo bar")
         yield f"    redis-cli -p {port} GET foo"
+        yield f"    redis-cli -p {port} -r 100 GET foo > /dev/null; redis-cli -p {port} NEXUS STATS"
     else:
         yield from _step(
             "Redis through the cacheproxy (no redis-cli here; any client will do)",

@@ -302,6 +302,7 @@ class System:
         (run / "services.json").write_bytes(
             msgspec.json.format(msgspec.json.encode(services), indent=2) + b"\n"
         )
+        _write_private(run / "policy.yaml", _POLICY)
         common = {"drain_seconds": DRAIN_SECONDS, "log": {"format": "json"}}
         kafka = {"bootstrap_servers": self._kafka} if self._kafka else {}
         redis = {"url": self._redis_url}
@@ -319,7 +320,7 @@ class System:
                 "tracing": tracing,
                 **common,
             },
-            "cacheproxy": {"redis": redis, **common},
+            "cacheproxy": {"redis": redis, "policy_file": str(run / "policy.yaml"), **common},
             "consumer": {
                 "kafka": kafka,
                 "redis": redis,
@@ -383,6 +384,19 @@ class System:
     def _counter(self, service: str, name: str) -> firstrequest.Counter:
         port = self._ports[f"{service}_admin_port"]
         return firstrequest.Counter(self._session, f"http://127.0.0.1:{port}/metrics", name)
+
+
+#: Edit it while the system runs; each start writes it anew.
+_POLICY: Final = """\
+# Written by `nexus up` at each start; read again when it changes. docs/policy.md
+policies:
+  - match: GET          # hot keys are kept in the cacheproxy, and live longer at Redis
+    ttl: 60
+    enabled: true
+  - match: SET
+    ttl: 0
+    enabled: false
+"""
 
 
 def _write_private(file: Path, text: str) -> None:

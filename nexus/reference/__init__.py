@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nexus.cacheproxy import commands
-from nexus.reference import configuration, errors, metrics
+from nexus.reference import configuration, errors, metrics, policy
 
 __all__ = ["PAGES"]
 
@@ -19,4 +19,5 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "configuration.md": configuration.render,
     "errors.md": errors.render,
     "metrics.md": metrics.render,
+    "policy.md": policy.render,
 }

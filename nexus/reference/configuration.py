@@ -16,7 +16,7 @@ from nexus.demo.settings import UpSettings, flag_of
 from nexus.gateway.settings import GatewaySettings
 from nexus.settings import Settings, needs_restart
 
-__all__ = ["render", "undescribed"]
+__all__ = ["render", "setting_rows", "undescribed"]
 
 _SERVICES: Final[dict[str, type[Settings]]] = {
     "gateway": GatewaySettings,
@@ -59,6 +59,11 @@ def render() -> str:
         name = row.split("`")[1]
         parts.append(row.replace(f"`{name}`", f"`{flag_of(name)}`", 1))
     return "".join(parts)
+
+
+def setting_rows(struct: type[msgspec.Struct]) -> Iterator[str]:
+    """A table row for each setting of a struct: name, type, default, what."""
+    return _rows(struct, "")
 
 
 def _rows(struct: type[msgspec.Struct], prefix: str) -> Iterator[str]:
