@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import mmap
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -234,6 +235,64 @@ def _response_head(module: Any) -> Work:
     return work
 
 
+_NEAR_KEYS = 1000
+_NEAR_REQUESTS = [bytearray(b"$14\r\nkey:%010d\r\n" % number) for number in range(_NEAR_KEYS)]
+
+
+def _near_hits(module: Any) -> Work:
+    table = module.NearTable(1 << 24)
+    for request in _NEAR_REQUESTS:
+        token = table.begin(2, 1, bytes(request))
+        table.commit(2, 1, bytes(request), token, _BULK, 9.0, 0)
+    probe = table.probe
+
+    def work() -> None:
+        for request in _NEAR_REQUESTS:
+            probe(2, 1, request, 0, 21, 1.0, 1.0, 0.0, 0, False)
+            table.used = 0
+
+    return work
+
+
+def _near_fills(module: Any) -> Work:
+    requests = [bytes(request) for request in _NEAR_REQUESTS]
+
+    def work() -> None:
+        # Room for a quarter: three of four fills evict.
+        table = module.NearTable(65_536, 4096)
+        for request in requests:
+            table.commit(2, 1, request, table.begin(2, 1, request), _BULK, 9.0, 0)
+
+    return work
+
+
+def _lru_hits() -> Work:
+    kept = OrderedDict((bytes(request), _BULK) for request in _NEAR_REQUESTS)
+    buffer = bytearray(4096)
+
+    def work() -> None:
+        for request in _NEAR_REQUESTS:
+            key = bytes(request)
+            reply = kept[key]
+            kept.move_to_end(key)
+            buffer[: len(reply)] = reply
+
+    return work
+
+
+def _lru_fills() -> Work:
+    requests = [bytes(request) for request in _NEAR_REQUESTS]
+
+    def work() -> None:
+        kept: OrderedDict[bytes, bytes] = OrderedDict()
+        for request in requests:
+            kept[request] = bytes(_BULK)
+            if len(kept) > 250:
+                kept.popitem(last=False)
+
+    return work
+
+
 #: Weights of the contract's example and of a long list.
 _WEIGHTS = [2, 1, 5, 3, 10, 7, 1, 1]
 
@@ -244,6 +303,8 @@ CASES: tuple[Case, ...] = (
     Case("counters.observe", 100, _observe),
     Case("http1.request_head", 20, _request_head),
     Case("http1.response_head", 20, _response_head),
+    Case("nearcache.fill", _NEAR_KEYS, _near_fills, {"dict_lru": _lru_fills}),
+    Case("nearcache.hit", _NEAR_KEYS, _near_hits, {"dict_lru": _lru_hits}),
     Case(
         "resp.requests",
         100,
