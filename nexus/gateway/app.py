@@ -33,7 +33,8 @@ from nexus.gateway.bulkheads import Bulkheads
 from nexus.gateway.clients import Clients
 from nexus.gateway.clusterlimits import ClusterLimits
 from nexus.gateway.core import Core
-from nexus.gateway.discovery import ServiceEntry, ServicesFile
+from nexus.gateway.discovery import MAX_SERVICES, ServiceEntry, ServicesFile
+from nexus.gateway.dnsdiscovery import DnsSource, check_discovery
 from nexus.gateway.endpoints import Endpoints, own_routes
 from nexus.gateway.events import SOURCE, EventSink
 from nexus.gateway.health import Prober, check_upstreams
@@ -77,6 +78,8 @@ BREAKER_SLOTS: Final = 256
 BUCKETS_PER_SET: Final = 8
 #: Seconds that the sinks get to write what they hold when a worker ends.
 FLUSH_SECONDS: Final = 3.0
+#: Seconds between two looks at the services file's time stamp.
+_TOUCH_SECONDS: Final = 1.0
 #: Seconds between the end of serving and the end of accepting.
 _LAST_ACCEPTS_SECONDS: Final = 0.01
 
@@ -131,6 +134,7 @@ def validate(settings: GatewaySettings) -> None:
     services = ServicesFile(settings.services_file).read()
     build_router(settings, own_routes())
     known = {service.group for service in services}
+    known |= {name.group for name in settings.discovery.dns}
     for group, path in groups_of(settings).items():
         if group not in known:
             raise ConfigError(
@@ -142,6 +146,7 @@ def validate(settings: GatewaySettings) -> None:
     if _sampling(settings) is not None:
         resolve(settings.tracing, os.environ)
     check_upstreams(settings)
+    check_discovery(settings.discovery)
     NetworkRules(settings.networks.allow, settings.networks.deny)
     limit = settings.rate_limit
     try:
@@ -221,6 +226,11 @@ class Gateway:
         )
         self._admin: AdminServer | None = None
         self._bulkheads: Final = Bulkheads(settings)
+        self._listed: tuple[ServiceEntry, ...] = ()
+        self._dns: Final = DnsSource(context.metrics, self._use_all)
+        self._last_success: Final = context.metrics.gauges(
+            "nexus_discovery_last_success_timestamp_seconds"
+        )
         self._cluster_limits: ClusterLimits | None = None
         self._producer: EventProducer | None = None
         self._access_log: AccessLog | None = None
@@ -242,6 +252,8 @@ class Gateway:
         self._use(self._services.recover(context.shared.services))
         self._reloads.labels("broken").inc(self._services.failures)
         await self._start_recorder(settings)
+        # Whoever is ready knows its upstreams; a name server that is away does not keep us from it.
+        await self._dns.refresh(settings.discovery)
         await self._auth.ready()
         self._tick(loop)
         wanted = settings.limits.connections + settings.upstream.max_connections
@@ -265,6 +277,9 @@ class Gateway:
             )
         )
         self._tasks.append(loop.create_task(self._poll_services()))
+        self._tasks.append(
+            loop.create_task(self._dns.run(lambda: self._context.settings.discovery))
+        )
         self._tasks.append(loop.create_task(self._report()))
 
     async def reload(self, settings: GatewaySettings) -> None:
@@ -403,19 +418,40 @@ class Gateway:
     def _use(self, entries: Sequence[ServiceEntry]) -> None:
         """This is the upstream list now, here and for workers to come."""
         context = self._context
-        self._upstreams.apply(entries)
+        self._listed = tuple(entries)
+        self._use_all()
         context.shared.services.write(self._services.good, monotonic_ns(), context.index)
 
+    def _use_all(self) -> None:
+        """The file's upstreams, then those of the DNS; who is in both is as the file has it."""
+        entries = {entry.url: entry for entry in (*self._dns.entries, *self._listed)}
+        ordered = dict.fromkeys(one.url for one in (*self._listed, *self._dns.entries))
+        if len(ordered) > MAX_SERVICES:
+            log.error(
+                "too many upstreams, the last ones are left out", extra={"most": MAX_SERVICES}
+            )
+        self._upstreams.apply([entries[url] for url in list(ordered)[:MAX_SERVICES]])
+
     async def _poll_services(self) -> None:
+        due = 0.0
         while True:
-            await asyncio.sleep(self._context.settings.services_poll_seconds)
+            period = self._context.settings.services_poll_seconds
+            await asyncio.sleep(min(period, _TOUCH_SECONDS))
             services = self._services  # a reload replaces it
+            now = asyncio.get_running_loop().time()
+            # A changed file is seen by its time stamp within a second. Whether one that looks the
+            # same is the same is asked too, as time stamps are coarse.
+            if not services.touched() and now < due:
+                continue
+            due = now + period
             failures = services.failures
             entries = services.poll()
             if entries is not None:
                 self._use(entries)
                 self._reloads.labels("applied").inc()
             self._reloads.labels("broken").inc(services.failures - failures)
+            if services.is_good:
+                self._last_success.labels("file").set(time_ns() / 1e9)
 
     async def _report(self) -> None:
         """Gauges, once a second, off the request path."""

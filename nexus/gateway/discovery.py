@@ -74,7 +74,7 @@ class Changes(NamedTuple):
 class ServicesFile:
     """The file at ``path``; one per worker."""
 
-    __slots__ = ("_good", "_path", "_seen", "_services", "failures")
+    __slots__ = ("_good", "_path", "_seen", "_services", "_stamp", "failures")
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
@@ -82,6 +82,7 @@ class ServicesFile:
         self._seen: bytes | str | None = None
         self._services: tuple[ServiceEntry, ...] | None = None
         self._good = b""
+        self._stamp = (0, 0, 0)
         #: Broken states of the file that :meth:`poll` or :meth:`recover` met.
         self.failures = 0
 
@@ -115,6 +116,16 @@ class ServicesFile:
             self._report(error)
             return self._services
 
+    def touched(self) -> bool:
+        """Whether the file looks different from the last time this was asked: one stat(2)."""
+        try:
+            found = self._path.stat()
+            stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        except OSError:
+            stamp = (0, 0, 0)
+        before, self._stamp = self._stamp, stamp
+        return stamp != before
+
     def poll(self) -> tuple[ServiceEntry, ...] | None:
         """The new list if it changed and is good; ``None`` when there is nothing to do.
 
@@ -144,6 +155,11 @@ class ServicesFile:
             return None
         self._services = services
         return services
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the file was good at the last look."""
+        return self._is_good(self._seen)
 
     def _is_good(self, seen: bytes | str | None) -> bool:
         if not isinstance(seen, bytes):

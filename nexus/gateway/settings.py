@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from nexus.gateway.settings_auth import AuthSettings
+from nexus.gateway.settings_discovery import DiscoverySettings
 from nexus.gateway.settings_limits import (
     ClusterLimitSettings,
     LimitRuleSettings,
@@ -219,7 +220,8 @@ class GatewaySettings(ServiceSettings, frozen=True):
         "services.json"
     )
     services_poll_seconds: Annotated[
-        Seconds, Meta(description="how often the services file is re-read")
+        Seconds,
+        Meta(description="the services file is re-read so often, and within 1 s of a change"),
     ] = 5.0
     trusted_proxies: Annotated[
         tuple[str, ...],
@@ -245,6 +247,7 @@ class GatewaySettings(ServiceSettings, frozen=True):
     ] = ()
     cluster_limits: ClusterLimitSettings = ClusterLimitSettings()
     auth: AuthSettings = AuthSettings()
+    discovery: DiscoverySettings = DiscoverySettings()
     admin: AdminSettings = AdminSettings()
     balancer: BalancerSettings = BalancerSettings()
     outliers: OutlierSettings = OutlierSettings()

@@ -148,6 +148,13 @@ _GATEWAY: Final = (
     _gauge("nexus_upstream_connections", "Open connections to an upstream.", "upstream", "state"),
     _gauge("nexus_upstream_queue", "Requests waiting for an upstream connection.", "upstream"),
     _gauge("nexus_upstream_healthy", "1 while an upstream is in rotation.", "upstream", over="max"),
+    _counter("nexus_discovery_dns_total", "Questions for names of upstreams, by result.", "result"),
+    _gauge(
+        "nexus_discovery_last_success_timestamp_seconds",
+        "When a source of upstreams was last read well, Unix seconds.",
+        "source",
+        over="max",
+    ),
     _gauge("nexus_bulkhead_active", "Requests inside an upstream group's bulkhead.", "group"),
     _gauge("nexus_bulkhead_waiting", "Requests waiting for a place in it.", "group"),
     _counter(
