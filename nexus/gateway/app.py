@@ -52,6 +52,7 @@ from nexus.gateway.wheel import TICK_NS, Wheel
 from nexus.net.admin import AdminServer, start_admin
 from nexus.net.descriptors import warn_if_short
 from nexus.net.filememory import FileMemory
+from nexus.net.functions import FunctionTraces, check_functions
 from nexus.net.kafka import check_settings as check_kafka
 from nexus.net.producer import EventProducer
 from nexus.net.service import ServiceSpec, WorkerContext
@@ -143,6 +144,7 @@ def validate(settings: GatewaySettings) -> None:
                 path=path,
             )
     check_kafka(settings.kafka)
+    check_functions(settings.tracing.functions)
     if _sampling(settings) is not None:
         resolve(settings.tracing, os.environ)
     check_upstreams(settings)
@@ -234,6 +236,7 @@ class Gateway:
         self._cluster_limits: ClusterLimits | None = None
         self._producer: EventProducer | None = None
         self._access_log: AccessLog | None = None
+        self._functions: FunctionTraces | None = None
         self._tasks: Final[list[asyncio.Task[None]]] = []
         self._ticker: asyncio.TimerHandle | None = None
         self._reloads: Final = context.metrics.counters("nexus_discovery_reloads_total")
@@ -324,6 +327,7 @@ class Gateway:
             await self._admin.stop()
         if self._core.recorder is not None:
             await self._core.recorder.stop(FLUSH_SECONDS)
+        await self._trace_functions(None)
         if self._producer is not None:
             await self._producer.stop(FLUSH_SECONDS)
         await self._auth.close()
@@ -381,9 +385,23 @@ class Gateway:
         if sinks:
             recorder = Recorder(sinks, metrics=metrics)
             await recorder.start()
+        await self._trace_functions(settings)
         # No await from here on: a record goes to the old ones or to the new ones.
         self._access_log, self._producer = access_log, producer
         self._core.events, self._core.recorder = events, recorder
+
+    async def _trace_functions(self, settings: GatewaySettings | None) -> None:
+        """Those of ``settings`` from now on, in place of what there was."""
+        if self._functions is not None:
+            await self._functions.stop()
+            self._functions = None
+        sampling = _sampling(settings) if settings is not None else None
+        if settings is None or sampling is None or not settings.tracing.functions:
+            return
+        context, tracing = self._context, settings.tracing
+        self._functions = FunctionTraces(
+            tracing.functions, tracing, sampling, context.metrics, context.index
+        )
 
     async def _reload_recorder(self, settings: GatewaySettings) -> None:
         """New sinks where their settings changed; the old ones write what they hold and end."""

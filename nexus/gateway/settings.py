@@ -139,6 +139,13 @@ class TracingSettings(Settings, frozen=True):
         float, Meta(ge=0, le=1, description="share of new traces; a caller's decision is kept")
     ] = 1.0
     service_name: Annotated[str, Meta(description="`service.name` of the spans")] = "nexus-gateway"
+    functions: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="functions of the process whose calls are spans as well: "
+            "`package.module:pattern`, also `…:Class.pattern`; not what is compiled"
+        ),
+    ] = ()
 
 
 class AccessLogSettings(Settings, frozen=True):

@@ -339,3 +339,32 @@ def test_variables_decide(start_gateway, upstream_a, environ, flags, spans):
     assert seen.values("traceparent")[0].endswith(f"-{flags}")
     assert sum(mark in str(values(span)) for span in collector.spans) == spans
     collector.close()
+
+
+def test_functions_of_the_worker_are_spans_too(start_gateway, upstream_a):
+    collector = Collector()
+    tracing = {"enabled": True, "otlp_endpoint": collector.url}
+    gateway = start_gateway(
+        [upstream_a.url],
+        {"OTEL_BSP_SCHEDULE_DELAY": "10"},
+        tracing={**tracing, "functions": ["nexus.gateway.discovery:ServicesFile.poll"]},
+    )
+    wanted = "nexus.gateway.discovery.ServicesFile.poll"
+    for _ in range(200):  # it is polled five times a second
+        if any(span.name == wanted for span in collector.spans):
+            break
+        threading.Event().wait(0.05)
+    gateway.stop()
+    assert any(span.name == wanted for span in collector.spans)
+    collector.close()
+
+
+def test_functions_that_do_not_exist_are_refused_at_the_start(tmp_path, upstream_a):
+    gateway = GatewayProcess(
+        tmp_path,
+        "py",
+        [upstream_a.url],
+        {"tracing": {"functions": ["nexus.gateway.discovery:nothing"]}},
+    )
+    with pytest.raises(AssertionError, match="'nothing' fits no function of"):
+        gateway.start()
