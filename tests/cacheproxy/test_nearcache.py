@@ -563,3 +563,20 @@ def test_shadow_compares_hits_with_redis(
     stats = proxy.stats()
     assert int(stats["near_shadow_compared"]) > 50
     assert stats["near_shadow_differed"] == "0"
+
+
+def test_switching_the_policy_off_and_on_under_load(stage: Stage):
+    with stage.proxy.raw() as raw, stage.proxy.raw() as switch:
+        for number in range(40):
+            raw.write(encode("SET", "k", number) + encode("GET", "k") * 3)
+            switch.send("NEXUS", "POLICY", "OFF" if number % 2 else "ON")
+            expected = b"$%d\r\n%d\r\n" % (len(str(number)), number)
+            assert raw.replies(4) == [b"+OK\r\n", expected, expected, expected]
+            assert switch.reply() == b"+OK\r\n"
+        switch.ask("NEXUS", "POLICY", "OFF")
+        with stage.asked("get", 10):
+            for _ in range(10):
+                raw.ask("GET", "k")
+        switch.ask("NEXUS", "POLICY", "ON")
+    assert eventually(lambda: stage.stat("near_connections") == 1)
+    stage.cached("GET", "k")
