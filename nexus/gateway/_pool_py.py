@@ -245,12 +245,14 @@ class Pool(PoolPort):
         return made[1]
 
     def _failed(self, reason: str) -> None:
+        # First: who hears of it may answer its client, and the client's next request may be here
+        # before this task counts as done; it must find that nobody is connecting.
+        self._leave_tasks()
         # One attempt failed, so one waiter hears of it; the others have attempts of their own.
         waiting = self._waiting_new or self._waiting
         if waiting:
             waiting.popleft().on_connect_failed(reason)
-        if self.waiting > len(self._tasks) - 1 and not self._closed:
-            self._leave_tasks()
+        if self.waiting > len(self._tasks) and not self._closed:
             self._grow()
 
     def _leave_tasks(self) -> None:

@@ -81,3 +81,18 @@ def test_descriptors_run_out_and_come_back(gateway: GatewayProcess) -> None:
         time.sleep(0.05)
     assert gateway.process.poll() is None
     assert worker.is_running()
+
+
+def test_no_descriptor_for_an_upstream_is_our_own_shortage(gateway: GatewayProcess) -> None:
+    worker = worker_of(gateway)
+    soft, hard = worker.rlimit(psutil.RLIMIT_NOFILE)
+    with open_connections(gateway, 1) as [client]:
+        client.send(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.read().status == 200
+        worker.rlimit(psutil.RLIMIT_NOFILE, (worker.num_fds(), hard))
+        client.send(b"GET /api/text HTTP/1.1\r\nHost: a\r\n\r\n")
+        refused = client.read()
+        assert (refused.status, refused.json["reason"]) == (503, "out_of_descriptors")
+        worker.rlimit(psutil.RLIMIT_NOFILE, (soft, hard))
+        client.send(b"GET /api/text HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.read().status == 200
