@@ -67,8 +67,6 @@ class AuthEndpoints:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self.sessions is not None:
-            await self.sessions.close()
 
     # ------------------------------------------------------------------------------------- token
 

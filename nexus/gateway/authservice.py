@@ -35,6 +35,8 @@ class AuthService:
         self._providers: Final = Providers(metrics, rng, keys, worker)
         self.endpoints: Final = AuthEndpoints(metrics)
         self._denylist: Denylist | None = None
+        #: Kept while refresh tokens are off, until the worker ends.
+        self._sessions: Sessions | None = None
         self._following: asyncio.Task[None] | None = None
 
     def apply(self, settings: GatewaySettings) -> Authenticator | None:
@@ -51,8 +53,9 @@ class AuthService:
             metrics = self._metrics if settings.metrics.enabled else None
             authenticator = Authenticator(auth, metrics, providers, self._denylist)
         if auth.enabled and auth.refresh.enabled:
-            if self.endpoints.sessions is None:
-                self.endpoints.sessions = Sessions(settings.redis.url)
+            if self._sessions is None:
+                self._sessions = Sessions(settings.redis.url)
+            self.endpoints.sessions = self._sessions
         else:
             self.endpoints.sessions = None
         self.endpoints.apply(auth, authenticator)
@@ -72,6 +75,8 @@ class AuthService:
             await asyncio.gather(self._following, return_exceptions=True)
         await self._providers.close()
         await self.endpoints.close()
+        if self._sessions is not None:
+            await self._sessions.close()
         if self._denylist is not None:
             await self._denylist.close()
 
