@@ -60,15 +60,18 @@ BATCH_SECONDS: Final = 15.0
 WRITES: Final = 0.15
 #: Times to live, ms: short enough that many end while somebody reads.
 TTL: Final = (30, 400)
+#: Everything is kept; times to live are not prolonged, or nobody could say when a value ends.
 POLICY: Final = """\
 policies:
   - match: GET
     ttl: 60
     near_cache: always
     negative_ttl: 1
+    hot: {extend_seconds: 0}
   - match: GETRANGE
     ttl: 60
     near_cache: always
+    hot: {extend_seconds: 0}
 """
 
 
@@ -152,6 +155,17 @@ class _Op:
         #: Replies that say: nothing was changed.
         self.nothing: Callable[[Any], bool] = _never
         self.select = -1
+
+
+def _told(register: Register, value: Any, floor: Write | None) -> str:
+    """The writes that the verdict is about: when each was sent and known to be over."""
+
+    def one(write: Write) -> str:
+        return f"{write.value!r} {write.invoked:.4f} to {write.answered:.4f}"
+
+    own = [one(write) for write in register.writes if write.value == value]
+    known = "nothing" if floor is None else one(floor)
+    return f"written {', '.join(own) or 'never'}; the connection knew {known}"
 
 
 def _never(_reply: Any) -> bool:
@@ -270,7 +284,10 @@ class _Client:
         wrong, self.floors[register] = world.judge.read(register, value, began, now, floor)
         if wrong is not None:
             way = "direct" if self.direct else f"proxy, RESP{self.protocol}"
-            world.violation(f"{kind} {register.name!r} ({way}) returned {value!r}, which {wrong}")
+            world.violation(
+                f"{kind} {register.name!r} ({way}) returned {value!r}, which {wrong}; "
+                f"asked at {began:.4f}, answered at {now:.4f}; {_told(register, value, floor)}"
+            )
         if register.crowded:
             register.prune(min(now, *world.began) - world.judge.staleness)
         world.counted(1, 0)
@@ -493,7 +510,9 @@ async def _run(
     wanted = options.operations // len(options.matrix)
     world = _World(Judge(milliseconds / 1000), rng, wanted)
     redis = Redis(directory)
-    environ = {"NEXUS_NO_EXTENSIONS": "1"} if options.backend == "pure" else {}
+    environ = {"NEXUS_CACHEPROXY_NEAR_CACHE__MAX_STALENESS_MS": str(milliseconds)}
+    if options.backend == "pure":
+        environ["NEXUS_NO_EXTENSIONS"] = "1"
     proxy = Proxy(directory, environ)
     relay = Relay(redis.host, redis.port, rng, stale(options.sabotage, rng))
     faults = _Faults(redis, relay, rng)
@@ -534,8 +553,10 @@ async def _run(
     }
 
 
-def _arguments(_directory: Path, workers: int) -> list[str]:
-    return ["--workers", str(workers)]
+def _arguments(directory: Path, workers: int) -> list[str]:
+    policy = directory / "policy.yaml"
+    policy.write_text(POLICY)
+    return ["--workers", str(workers), "--policy", str(policy)]
 
 
 async def _together(world: _World, clients: list[_Client], faults: _Faults | None) -> None:

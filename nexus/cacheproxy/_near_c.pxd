@@ -8,7 +8,7 @@ from nexus._speedups._nearcache_c cimport (
     BUSY, FLUSH, FULL, HIT, LATE, MISS, PENDING, READ, UNKNOWN, WRITE, NearTable, Notes, Rate
 )
 from nexus._speedups._respscan_c cimport CommandScanner, cut
-from nexus.cacheproxy._flow_c cimport HELD, Client, Link, Near
+from nexus.cacheproxy._flow_c cimport DOWN, HELD, Client, Link, Near
 from nexus.policy._rules_c cimport Matcher, Rule
 from nexus.cacheproxy._tracking_c cimport Core, Flight, Reading, Source
 
@@ -84,6 +84,7 @@ cdef class Partition(Near):
     @cython.locals(
         core=Core, source=Source, scanner=CommandScanner, table=NearTable, begin=Py_ssize_t,
         number=int, rate=Rate, reads=int, hot=bint, together=bint, rule=Rule, matcher=Matcher,
+        leased=bint,
     )
     cdef bint _miss(
         self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop, double now,

@@ -36,7 +36,7 @@ if not cython.compiled:
         Notes,
     )
     from nexus._speedups._respscan_py import CommandScanner, cut
-    from nexus.cacheproxy._flow_py import HELD, Client, Link, Near
+    from nexus.cacheproxy._flow_py import DOWN, HELD, Client, Link, Near
     from nexus.cacheproxy._tracking_py import Core, Flight, Reading, Source
 
 from nexus.clock import monotonic
@@ -90,6 +90,8 @@ class Partition(Near):
         scanner = client.scanner
         link = self.link
         source = self.source
+        if client.held:
+            core.leases.behind(client)
         run = position = start
         count = hits = 0
         now = monotonic()
@@ -341,21 +343,32 @@ class Partition(Near):
             rule = matcher.find(cut(data, table.key_begin, table.key_stop))
         if rule is None or not rule.enabled:
             return False
-        rate = rule.rate
-        if rate is None:
-            return False
-        reads = rate.touch(data, table.key_begin, table.key_stop, now)
-        hot = rule.near == ALWAYS
-        if reads >= rule.hot_threshold:
-            hot = hot or rule.near == HOT
-            if core.hot is not None:
-                core.hot.read(
-                    rule, cut(data, table.key_begin, table.key_stop), self.db, self.identity,
-                    rule.hot_threshold, now,
-                )  # fmt: skip
+        leased = rule.leased and alone and free
         if source is None or not source.up:
+            return rule.stale_if_error > 0 and self._stale(client, data, now, rule)
+        if leased and core.leases.entries and self._join(client, data, position, stop, now):
+            return True
+        rate = rule.rate
+        hot = rule.near == ALWAYS
+        if rate is not None:
+            reads = rate.touch(data, table.key_begin, table.key_stop, now)
+            if reads >= rule.hot_threshold:
+                hot = hot or rule.near == HOT
+                if core.hot is not None:
+                    core.hot.read(
+                        rule, cut(data, table.key_begin, table.key_stop), self.db, self.identity,
+                        rule.hot_threshold, now,
+                    )  # fmt: skip
+        elif not leased:
             return False
-        together = free and core.singleflight
+        together = free and (core.singleflight or leased)
+        if (
+            rule.early_refresh
+            and alone
+            and free
+            and self._early(client, data, position, stop, now, rule)
+        ):
+            return True
         if not hot and not (together and alone):
             return False
         return self._ask(client, data, position, stop, now, alone, together, rule, hot)
@@ -374,13 +387,55 @@ class Partition(Near):
         if admit and core.refused:
             until = core.refused.get((self.space, number, request))
             admit = until is None or until < now
-        if not admit and not (together and alone and core.spare()):
+        if not admit and not (together and alone and (rule.leased or core.spare())):
             return False
         raw = bytearray(cut(data, position, stop))
         flight: Flight = self.source.fly(self, number, raw, scanner.name_end, rule, admit, now)
         if not (together and (alone or rule.near == ALWAYS)):
             return False
         flight.join(self._hold(client, data, position, stop, now), now)
+        return True
+
+    def _join(self, client: Client, data: bytearray, position: int, stop: int, now: float) -> bool:
+        """Whether the read waits for somebody who loads its value."""
+        scanner = client.scanner
+        return bool(
+            self.core.leases.join(
+                lambda: self._hold(client, data, position, stop, now),
+                client,
+                self.source,
+                scanner.number,
+                cut(data, position + scanner.name_end, stop),
+            )
+        )
+
+    def _early(
+        self, client: Client, data: bytearray, position: int, stop: int, now: float, rule: Any
+    ) -> bool:
+        """Whether the read may be sent to load a value that ends soon."""
+        return bool(
+            self.core.leases.early(
+                lambda: self._hold(client, data, position, stop, now),
+                self,
+                cut(data, position + client.scanner.name_end, stop),
+                rule,
+            )
+        )
+
+    def _stale(self, client: Client, data: bytearray, now: float, rule: Any) -> bool:
+        """Whether a value that has expired stands in while Redis is not there."""
+        core = self.core
+        if client.outstanding or client.slots or self.link.state != DOWN or self.source is None:
+            return False
+        if client.scanner.number != core.leases.get_number or self.table.used:
+            return False
+        table = self.table
+        key = cut(data, table.key_begin, table.key_stop)
+        reply = core.leases.stale_reply(self.source, key, rule, now)
+        if reply is None:
+            return False
+        core.leases.stale_served += 1
+        client.answer(reply)
         return True
 
     def _hold(

@@ -46,6 +46,7 @@ cdef class Core:
     cdef public int64_t dropped_null
     cdef public int64_t dropped_lost
     cdef public int64_t pushes
+    cdef public object leases
     cdef public dict discarded
     cdef public dict refused
     cdef public list ages

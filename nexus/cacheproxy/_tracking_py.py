@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["Core", "Flight", "Reading", "Source", "release"]
 
 _PING = bytearray(b"*1\r\n$4\r\nPING\r\n")
+#: Replies that say that nothing is there.
+NOTHING = (b"_\r\n", b"$-1\r\n", b"*-1\r\n", b"*0\r\n", b"%0\r\n", b"~0\r\n")
 _PTTL = b"*2\r\n$4\r\nPTTL\r\n"
 
 #: Row of the command counts; see session.py.
@@ -81,6 +83,8 @@ class Core:
         self.singleflight = True
         #: Whether replies are kept at all, or only shared.
         self.keeping = True
+        #: Miss leases (:mod:`nexus.cacheproxy.leases`), or None.
+        self.leases: Any = None
         #: The policy in force: rules by the command's number; None: there is none.
         self.matchers: Any = None
         #: Told of hot keys (a HotKeys), and what tags written ones (a Tagger); None: nobody.
@@ -270,8 +274,11 @@ class Flight(Receiver):
             reply = downgrade(reply)
         self.reply = reply
         clients = []
+        leased = self.misses()
         for reading in self.waiters:
             if not reading.forwarded:
+                if leased and source.core.leases.adopt(reading, self.rule):
+                    continue
                 reading.reply = reply
                 reading.client.held -= 1
                 clients.append(reading.client)
@@ -281,6 +288,11 @@ class Flight(Receiver):
         for client in clients:
             client.found()
         source.advance(self.sent)
+
+    def misses(self) -> bool:
+        """Whether those who wait may have to wait for somebody who loads what is not there."""
+        reply: Any = self.reply
+        return bool(self.rule.leased) and reply in NOTHING
 
     def end(self, reason: str) -> None:
         """Nothing more comes for the table."""
@@ -309,9 +321,12 @@ class Flight(Receiver):
         reply: Any = self.reply
         life = min(self.rule.ttl, core.max_ttl)
         if milliseconds == -2:
-            life = min(self.rule.negative_ttl, core.max_ttl)
+            # Whoever misses while a leased value is loaded waits for it instead.
+            life = 0.0 if self.rule.leased else min(self.rule.negative_ttl, core.max_ttl)
         elif milliseconds >= 0:
             life = min(life, milliseconds / 1000)
+            if self.rule.early_refresh or self.rule.stale_if_error > 0:
+                life = min(life, core.leases.landed(self, reply, milliseconds))
         if reply.startswith((b"-", b"!")):
             self.end("error")
         elif (milliseconds == -2) != (reply in NIL) and (milliseconds != -2 or reply not in EMPTY):
@@ -576,11 +591,14 @@ class Source(Receiver):
         if flight is not None:
             if flight.reply is None:
                 return False  # cannot be: the fence was sent behind it
+            adopted = False
             if flight.alive():
-                reading.reply = flight.reply
+                adopted = flight.misses() and self.core.leases.adopt(reading, flight.rule)
+                if not adopted:
+                    reading.reply = flight.reply
             flight.left()
             reading.flight = None
-            if reading.reply is not None:
+            if adopted or reading.reply is not None:
                 return True
         partition = reading.partition
         raw = bytearray(reading.raw)
@@ -657,6 +675,7 @@ class Source(Receiver):
         push, self.push = self.push, b""
         self.core.pushes += 1
         dropped = self.core.table.invalidate(push)
+        self.core.leases.pushed(self, push)
         if dropped > 0:
             if push.startswith(b"_", 21) or push.startswith(b"*-1", 21):
                 self.core.dropped_null += dropped
@@ -745,6 +764,7 @@ class Source(Receiver):
         self.core.dropped_lost += self.core.table.clear(self.index)
 
     def link_lost(self, _link: Link, error: Exception | None) -> None:
+        self.core.leases.lost(self)
         waiting, self.waiting = self.waiting, deque()
         for reading in waiting:
             if reading.flight is not None:

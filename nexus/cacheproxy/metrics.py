@@ -51,7 +51,7 @@ class Publisher:
         reconnects = metrics.counter("nexus_cache_reconnects_total")
         reloads = metrics.counters("nexus_cache_policy_reloads_total")
         prolonged = metrics.counters("nexus_cache_hot_keys_prolonged_total")
-        self._counters: Final[tuple[tuple[Callable[[], int], Counter], ...]] = (
+        self._counters: tuple[tuple[Callable[[], int], Counter], ...] = (
             (lambda: stats.accepted, metrics.counter("nexus_cache_clients_total")),
             (lambda: stats.refused, closed.labels("max_clients")),
             (lambda: stats.protocol_errors, closed.labels("protocol_error")),
@@ -80,6 +80,25 @@ class Publisher:
             (lambda: plane.upstream_bytes_out, passed.labels("upstream_out")),
         )
         self._near: Final = NearMetrics(metrics, pools.near)
+        leases = pools.near.leases
+        counts = leases.counts
+        ends = metrics.counters("nexus_cache_leases_total")
+        waits = metrics.counters("nexus_cache_lease_waits_total")
+        self._counters += (
+            (lambda: counts.granted, ends.labels("granted")),
+            (lambda: counts.early, ends.labels("early")),
+            (lambda: counts.written, ends.labels("written")),
+            (lambda: counts.handed_over, ends.labels("handed_over")),
+            (lambda: counts.expired, ends.labels("expired")),
+            (lambda: leases.lock_failures, ends.labels("lock_failed")),
+            (lambda: counts.waited, waits.labels("held")),
+            (lambda: counts.served, waits.labels("served")),
+            (lambda: counts.released_late, waits.labels("released_late")),
+            (lambda: counts.released_early, waits.labels("released_early")),
+            (lambda: counts.not_leased, waits.labels("not_leased")),
+            (lambda: leases.stale_served, waits.labels("stale")),
+        )
+        self._waiting: Final = metrics.gauge("nexus_cache_lease_waiting")
         self._published: Final = [0] * len(self._counters)
         self._commands: Final = metrics.counters("nexus_cache_commands_total")
         self._counted: Final = [[0] * len(GROUPS) for _ in OUTCOMES]
@@ -114,6 +133,7 @@ class Publisher:
                 self._published[index] = value
         for row, outcome in enumerate(OUTCOMES):
             self._publish_row(outcome, self._pools.plane.table.counts(row), self._counted[row])
+        self._waiting.set(self._pools.near.leases.held)
         book = self._policies.current
         self._rules.set(0 if book is None else len(book.rules))
         links = self._pools.links()

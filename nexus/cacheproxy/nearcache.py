@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from nexus._speedups.nearcache import NearTable, Rate
 from nexus.cacheproxy.dial import DialError, Identity, dial
 from nexus.cacheproxy.flow import Link, Plane, Receiver
+from nexus.cacheproxy.leases import Leases
 from nexus.cacheproxy.near import Core, Partition, Source
 from nexus.clock import monotonic
 from nexus.wire.resp import encode_command
@@ -50,6 +51,8 @@ class NearCache:
 
     def __init__(self, pools: Pools, plane: Plane) -> None:
         self.core: Final = Core(plane, plane.table, NearTable(0))
+        self.leases: Final = Leases(pools, self.core)
+        self.core.leases = self.leases
         self._pools: Final = pools
         self._plane: Final = plane
         self.trackers: Final[dict[tuple[Identity, int], Tracker]] = {}
@@ -79,6 +82,7 @@ class NearCache:
         """Bring a policy into force, or none; whatever the last one kept is dropped."""
         core = self.core
         core.refused.clear()
+        self.leases.reset()
         core.table.clear(-1)
         self._book = book
         if book is not None:

@@ -672,6 +672,8 @@ class Session(Client):
             self._close()
             return
         self.quitting = True
+        if self.held:
+            self.pools.near.leases.behind(self)
         self._close_if_quiet()
         if self.pinned and not self.eof_passed_on and not self.transport.is_closing():
             self.eof_passed_on = True
@@ -691,6 +693,7 @@ class Session(Client):
         if self in self.pools.sessions:
             self.pools.sessions.discard(self)
             self.local.departed()
+        self.pools.near.leases.gone(self)
         if self.shared is not None:
             self.pools.leave(self.shared)
             self.shared = None

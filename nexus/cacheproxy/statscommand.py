@@ -52,6 +52,19 @@ _LINES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("upstream_retired", ("nexus_cache_retired_connections_total",)),
     ("upstream_lost_shared", ("nexus_cache_upstream_lost_total", "shared")),
     ("upstream_lost_pinned", ("nexus_cache_upstream_lost_total", "pinned")),
+    ("leases_granted", ("nexus_cache_leases_total", "granted")),
+    ("leases_early", ("nexus_cache_leases_total", "early")),
+    ("leases_written", ("nexus_cache_leases_total", "written")),
+    ("leases_handed_over", ("nexus_cache_leases_total", "handed_over")),
+    ("leases_expired", ("nexus_cache_leases_total", "expired")),
+    ("leases_lock_failed", ("nexus_cache_leases_total", "lock_failed")),
+    ("lease_waits_held", ("nexus_cache_lease_waits_total", "held")),
+    ("lease_waits_served", ("nexus_cache_lease_waits_total", "served")),
+    ("lease_waits_released_late", ("nexus_cache_lease_waits_total", "released_late")),
+    ("lease_waits_released_early", ("nexus_cache_lease_waits_total", "released_early")),
+    ("lease_waits_not_leased", ("nexus_cache_lease_waits_total", "not_leased")),
+    ("lease_waits_stale", ("nexus_cache_lease_waits_total", "stale")),
+    ("lease_waiting", ("nexus_cache_lease_waiting",)),
 )
 _COMMANDS: Final = "nexus_cache_commands_total"
 

@@ -300,6 +300,20 @@ _CACHEPROXY: Final = (
         "Changes of the policy file in each worker, by result: applied, refused (broken).",
         "result",
     ),
+    _counter(
+        "nexus_cache_leases_total",
+        "Miss leases: granted, early (granted before the expiry), written, handed_over, expired "
+        "(unwritten), lock_failed (redis did not answer for the lock).",
+        "outcome",
+    ),
+    _counter(
+        "nexus_cache_lease_waits_total",
+        "Misses of leased keys: held, served (with the value), released_late (after lease_wait), "
+        "released_early (something was sent behind the read), not_leased (the last lease ended "
+        "unwritten), stale (an expired value stood in).",
+        "outcome",
+    ),
+    _gauge("nexus_cache_lease_waiting", "Misses held now."),
     _gauge("nexus_cache_policy_rules", "Rules in force; 0: none, or switched off.", over="max"),
     _counter(
         "nexus_cache_retired_connections_total",

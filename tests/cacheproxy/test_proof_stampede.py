@@ -1,0 +1,229 @@
+"""The proof of `make prove-stampede`, small, and what a lease does that the proof does not show."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from proofs.chart import steps
+from proofs.crowd import Plan
+from proofs.stampede import Case, Options, cases, prove
+
+from .proxy import Proxy, Raw, eventually
+
+BACKENDS = {"c": "compiled", "py": "pure"}
+KEY = "product:1"
+NIL = b"$-1\r\n"
+WAIT, TTL = 0.6, 2.0
+POLICY = f"""\
+policies:
+  - match: GET
+    keys: "product:*"
+    near_cache: always
+    stampede: {{mode: lease, lease_wait_ms: {WAIT * 1000:.0f}, lease_ttl_ms: {TTL * 1000:.0f}}}
+  - match: GET
+    keys: "stale:*"
+    near_cache: always
+    stampede: {{mode: lease, lease_wait_ms: 200, stale_if_error_seconds: 60}}
+"""
+
+
+def test_one_loader_call_whoever_asks_where(backend: str, redis_factory: object, tmp_path: Path):
+    assert redis_factory
+    known = {case.name: case for case in cases()}
+    slow = known["default wait, loader of 3 s"]
+    chosen = [
+        replace(known["two proxies"], workers=2, name="two proxies of two workers"),
+        known["holder killed while loading"],
+        replace(slow, wait_ms=150, plan=replace(slow.plan, load_seconds=0.5)),
+    ]
+    options = Options(60, processes=2, backend=BACKENDS[backend])
+    result = asyncio.run(prove(options, tmp_path, chosen))
+    assert result.passed, result.numbers
+    late = result.numbers["cases"][2]
+    assert late["loader_calls"] == 60
+    assert late["stats"]["lease_waits_released_late"] == 59
+
+
+def test_the_harness_sees_a_stampede(redis_factory: object, tmp_path: Path):
+    assert redis_factory
+    alone = Case("redis alone", proxies=0, loads=(1,), plan=Plan(0, 0))
+    result = asyncio.run(prove(Options(20, processes=1), tmp_path, [alone]))
+    assert not result.passed
+    assert result.numbers["cases"][0]["loader_calls"] == 20
+
+
+def test_the_chart_is_a_picture_of_the_numbers():
+    picture = steps("a < b", "calls", [("with", [0.1]), ("without", [0.1, 0.2, 0.4])])
+    assert "a &lt; b" in picture
+    assert "with: 1<" in picture
+    assert "without: 3<" in picture
+
+
+# -- one proxy, by hand
+
+
+@pytest.fixture(scope="module")
+def leased(backend: str, redis_server: object, tmp_path_factory: object) -> Iterator[Proxy]:
+    policy = tmp_path_factory.mktemp("leases") / "policy.yaml"  # type: ignore[attr-defined]
+    policy.write_text(POLICY)
+    proxy = Proxy(redis_server.url, "--policy", str(policy), backend=backend)  # type: ignore[attr-defined]
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def direct(redis_server: object) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_server.url, protocol=2) as client:  # type: ignore[attr-defined]
+        client.flushall()
+        time.sleep(0.05)
+        yield client
+
+
+def stat(proxy: Proxy, name: str) -> int:
+    return int(proxy.stats()[name])
+
+
+def becomes(proxy: Proxy, name: str, value: int) -> bool:
+    return eventually(lambda: stat(proxy, name) == value)
+
+
+def holder(proxy: Proxy) -> Raw:
+    raw = proxy.raw()
+    assert raw.ask("GET", KEY) == NIL
+    return raw
+
+
+def waiter(proxy: Proxy) -> Raw:
+    before = stat(proxy, "lease_waits_held")
+    raw = proxy.raw()
+    raw.send("GET", KEY)
+    assert becomes(proxy, "lease_waits_held", before + 1)
+    return raw
+
+
+def test_waiters_get_what_is_written_past_the_proxy(leased: Proxy, direct: redis.Redis):
+    with holder(leased), waiter(leased) as second:
+        assert second.silent(0.1)
+        direct.set(KEY, "v")
+        assert second.reply() == b"$1\r\nv\r\n"
+        assert not direct.exists(f"nexus:lease:{KEY}")
+
+
+def test_resp3_waiters_are_answered_in_their_protocol(leased: Proxy, direct: redis.Redis):
+    with holder(leased) as first, leased.raw() as second:
+        second.ask("HELLO", 3)
+        second.send("GET", KEY)
+        time.sleep(0.05)
+        assert first.ask("SET", KEY, "v") == b"+OK\r\n"
+        assert second.reply() == b"$1\r\nv\r\n"
+        assert direct.get(KEY) == b"v"
+
+
+def test_the_wait_has_an_end_and_is_counted(leased: Proxy, direct: redis.Redis):
+    before = stat(leased, "lease_waits_released_late")
+    with holder(leased), leased.raw() as second:
+        began = time.monotonic()
+        assert second.ask("GET", KEY) == NIL
+        assert WAIT * 0.9 <= time.monotonic() - began < WAIT + 2
+    assert becomes(leased, "lease_waits_released_late", before + 1)
+
+
+def test_who_loads_is_never_held(leased: Proxy, direct: redis.Redis):
+    """A pool lends the holder's connection to somebody else while the value is loaded; or the
+    loader reads other leased keys."""
+    with holder(leased) as first, leased.raw() as second:
+        began = time.monotonic()
+        assert second.ask("GET", "product:2") == NIL
+        assert first.ask("GET", KEY) == NIL
+        assert first.ask("GET", "product:2") == NIL
+        assert time.monotonic() - began < WAIT * 0.8
+
+
+def test_what_is_sent_behind_a_held_read_frees_it(leased: Proxy, direct: redis.Redis):
+    with holder(leased), waiter(leased) as second:
+        second.send("PING")
+        assert second.replies(2) == [NIL, b"+PONG\r\n"]
+        second.write(b"*2\r\n$3\r\nGET\r\n$9\r\nproduct:1\r\n*1\r\n$4\r\nPING\r\n")
+        assert second.replies(2) == [NIL, b"+PONG\r\n"]
+
+
+def test_the_next_loads_when_the_holder_is_gone(leased: Proxy, direct: redis.Redis):
+    first = holder(leased)
+    with waiter(leased) as second:
+        assert second.silent(0.05)
+        first.close()
+        assert second.reply() == NIL
+        with waiter(leased) as third:
+            assert third.silent(0.05)
+            second.ask("SET", KEY, "v")
+            assert third.reply() == b"$1\r\nv\r\n"
+
+
+def test_a_key_that_nobody_loads_costs_nobody(leased: Proxy, direct: redis.Redis):
+    with holder(leased):
+        time.sleep(TTL + 0.1)
+        began = time.monotonic()
+        with leased.raw() as second, leased.raw() as third:
+            assert second.ask("GET", KEY) == NIL
+            assert third.ask("GET", KEY) == NIL
+        assert time.monotonic() - began < WAIT * 0.8
+    assert direct.get(f"nexus:lease:{KEY}") == b"cool"
+
+
+def test_keys_without_a_lease_are_as_ever(leased: Proxy, direct: redis.Redis):
+    with leased.raw() as first, leased.raw() as second:
+        began = time.monotonic()
+        assert first.ask("GET", "plain") == second.ask("GET", "plain") == NIL
+        assert time.monotonic() - began < WAIT * 0.8
+
+
+def test_an_expired_value_stands_in_for_a_loader_that_fails(leased: Proxy, direct: redis.Redis):
+    direct.set("stale:1", "old", px=150)
+    with leased.raw() as first, leased.raw() as second:
+        assert first.ask("GET", "stale:1") == b"$3\r\nold\r\n"
+        time.sleep(0.2)
+        assert first.ask("GET", "stale:1") == NIL  # it is sent to load, and does not
+        assert second.ask("GET", "stale:1") == b"$3\r\nold\r\n"
+    direct.set("stale:2", "old")
+    with leased.raw() as first, leased.raw() as second:
+        assert first.ask("GET", "stale:2") == b"$3\r\nold\r\n"
+        direct.delete("stale:2")  # no expiry: it never stands in
+        time.sleep(0.05)
+        assert first.ask("GET", "stale:2") == NIL
+        assert second.ask("GET", "stale:2") == NIL
+
+
+def test_a_policy_that_is_switched_off_holds_nobody(leased: Proxy, direct: redis.Redis):
+    with holder(leased), waiter(leased) as second, leased.raw() as third:
+        third.ask("NEXUS", "POLICY", "OFF")
+        assert second.reply() == NIL
+        assert second.ask("GET", KEY) == NIL
+        third.ask("NEXUS", "POLICY", "ON")
+
+
+def test_redis_going_away_frees_who_waits(
+    proxy_factory: Callable[..., Proxy], redis_factory: Callable[..., object], tmp_path: Path
+):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY)
+    server = redis_factory()
+    proxy = proxy_factory(server.url, "--policy", str(policy))  # type: ignore[attr-defined]
+    replies: list[bytes] = []
+    with proxy.raw() as first, proxy.raw() as second:
+        assert first.ask("GET", KEY) == NIL
+        second.send("GET", KEY)
+        waiting = threading.Thread(target=lambda: replies.append(second.reply()))
+        waiting.start()
+        time.sleep(0.1)
+        server.stop()  # type: ignore[attr-defined]
+        waiting.join(5)
+    assert replies
+    assert replies[0].startswith((b"-LOADING", b"-NEXUSDOWN", NIL))
