@@ -40,8 +40,9 @@ def test_no_read_is_too_old(backend: str, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("_servers")
-def test_the_checker_notices_old_values(tmp_path: Path):
-    options = Options(16_000, 3, ((10, 1),), clients=24, sabotage="outdated", faults=False)
+@pytest.mark.parametrize("sabotage", sorted(STALE))
+def test_the_checker_notices_what_the_relay_does(sabotage: str, tmp_path: Path):
+    options = Options(8_000, 3, ((0, 1),), clients=24, sabotage=sabotage, faults=False)
     result = run(tmp_path, options)
     assert not result.passed
     assert result.numbers["violations"] >= 1
