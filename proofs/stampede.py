@@ -39,12 +39,14 @@ _PATIENCE: Final = 120.0
 #: Seconds that a held GET may take longer than its wait, on a machine that is busy with thousands
 #: of clients at the same moment.
 _SLACK: Final = 1.5
+#: Hot keys are not prolonged, or the expiry that is to be seen would not come.
 _POLICY: Final = """\
 policies:
   - match: GET
     keys: "product:*"
     ttl: 60
     near_cache: always
+    hot: {{extend_seconds: 0}}
     stampede: {{mode: lease, lease_wait_ms: {wait}, early_refresh: {early}}}
 """
 
