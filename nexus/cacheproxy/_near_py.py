@@ -381,6 +381,8 @@ class Partition(Near):
         scanner = client.scanner
         number = scanner.number
         request = cut(data, position + scanner.name_end, stop)
+        if not self.source.tracked and not rule.ttl_only:
+            return False
         if b"WITHSCORE" in request.upper():
             return False  # a RESP3 reply of these says less than one in RESP2, or more
         admit = admit and core.keeping

@@ -87,6 +87,7 @@ cdef class Flight(Receiver):
     cdef public list waiters
     cdef public Py_ssize_t late
     cdef public bint landed
+    cdef public double expiry                # seconds
     cpdef object join(self, Reading reading, double now)
     cpdef object left(self)
 

@@ -19,6 +19,7 @@ whose token is still alive when a fence comes back was not overtaken by any writ
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import cython  # type: ignore[import-untyped]
@@ -238,6 +239,8 @@ class Flight(Receiver):
         self.waiters: list[Reading] = []
         self.late = 0
         self.landed = False
+        #: Until when the reply is Redis's own if nothing is heard; seconds, known with the PTTL.
+        self.expiry = 0.0
 
     def join(self, reading: Reading, now: float) -> None:
         """``reading`` shares the reply."""
@@ -283,8 +286,6 @@ class Flight(Receiver):
                 reading.client.held -= 1
                 clients.append(reading.client)
         self.waiters = []
-        if not self.admit:
-            self.end("")
         for client in clients:
             client.found()
         source.advance(self.sent)
@@ -319,6 +320,12 @@ class Flight(Receiver):
         """Redis says how long the key lives; -1: for ever, -2: there is none."""
         core = self.source.core
         reply: Any = self.reply
+        self.expiry = self.sent + milliseconds / 1000 if milliseconds >= 0 else inf
+        if milliseconds == -2 and not (reply in NIL or reply in EMPTY or reply[:1] in b"-!"):
+            self.expiry = 0.0  # it went between the two
+        if not self.admit:
+            self.end("")
+            return
         life = min(self.rule.ttl, core.max_ttl)
         if milliseconds == -2:
             # Whoever misses while a leased value is loaded waits for it instead.
@@ -592,7 +599,7 @@ class Source(Receiver):
             if flight.reply is None:
                 return False  # cannot be: the fence was sent behind it
             adopted = False
-            if flight.alive():
+            if now < flight.expiry and flight.alive():
                 adopted = flight.misses() and self.core.leases.adopt(reading, flight.rule)
                 if not adopted:
                     reading.reply = flight.reply
@@ -650,11 +657,10 @@ class Source(Receiver):
         self.flights[flight.token] = flight
         self.core.fills += 1
         self.link.send(flight, raw, 0, len(raw), 1)
-        if admit:
-            line = request.index(b"\r\n")
-            key = request[: line + 2 + int(request[1:line]) + 2]
-            ask = bytearray(_PTTL + key)
-            self.link.send(Lifetime(flight), ask, 0, len(ask), 1)
+        line = request.index(b"\r\n")
+        key = request[: line + 2 + int(request[1:line]) + 2]
+        ask = bytearray(_PTTL + key)
+        self.link.send(Lifetime(flight), ask, 0, len(ask), 1)
         self._arm(now)
         return flight
 
@@ -662,7 +668,7 @@ class Source(Receiver):
         """Fetch what was just answered from the table: it must still be the same."""
         request = bytes(raw[begin:])
         facts = self.core.table.facts(partition.space, number, request)
-        if facts is not None and self.up:
+        if facts is not None and self.up and self.tracked:
             comparison = Comparison(self, partition, number, request, facts)
             self.link.send(comparison, raw, 0, len(raw), 1)
 

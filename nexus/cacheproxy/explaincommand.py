@@ -77,7 +77,10 @@ def _read(session: Session, partition: Partition, command: list[bytes], name: st
     whole = encode_command([b"x", *command[1:]])
     request = whole[whole.index(b"x\r\n") + 3 :]
     age = now - source.fresh
-    yield f"fence_age_ms:{age * 1000:.1f} of {core.staleness * 1000:g}"
+    if source.tracked:
+        yield f"fence_age_ms:{age * 1000:.1f} of {core.staleness * 1000:g}"
+    else:
+        yield f"mode:ttl-only ({_refusal(partition)})"
     facts = core.table.facts(partition.space, number, request)
     if facts is not None:
         token, reply, expiry, hits = facts

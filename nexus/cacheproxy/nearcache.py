@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from typing import TYPE_CHECKING, Final
 
@@ -109,6 +110,11 @@ class NearCache:
                 if not session.pinned and session.link is not None:
                     session.write_seq = session.link.sent
 
+    @property
+    def wants_ttl_only(self) -> bool:
+        """Whether any rule is content with time alone where Redis tells of no changes."""
+        return self._book is not None and any(rule.ttl_only for rule in self._book.rules)
+
     # -- partitions
 
     def partition(self, link: Link, protocol: int, identity: Identity, db: int) -> Partition:
@@ -193,10 +199,15 @@ class NearCache:
                     break
 
     def mode(self) -> str:
-        """How entries are kept true: ``tracked``, or ``off`` and why; the worst of all users."""
+        """How entries are kept true: ``tracked``, ``ttl-only`` or ``off`` and why.
+
+        Of all users the first for whom it is not ``tracked``.
+        """
         if not self._plane.near_on:
             return "off (no policy)"
         for tracker in self.trackers.values():
+            if not tracker.source.tracked:
+                return f"ttl-only ({tracker.refusal})"
             if tracker.refusal:
                 return f"off ({tracker.refusal})"
         return "tracked"
@@ -221,6 +232,7 @@ class Tracker:
         self._pools: Final = pools
         self._attempt = 0
         self._wait = 0.0
+        self._protocol = 3
         source.owner = self
         self._task = asyncio.get_running_loop().create_task(self._open())
 
@@ -230,14 +242,19 @@ class Tracker:
             if self._wait:
                 await asyncio.sleep(self._wait)
             try:
-                transport = await dial(self._pools.target, identity, 3, db)
+                transport = await dial(self._pools.target, identity, self._protocol, db)
             except DialError as error:
                 self._back_off()
                 self.near.first_attempt.set()
                 if error.reply and not error.reply.startswith((b"-LOADING", b"-BUSY", b"-MASTER")):
                     self._refused(str(error))
+                    if self._protocol == 3 and self.near.wants_ttl_only:
+                        self._protocol, self._wait = 2, 0.0  # RESP3 is what it does not know
                 continue
             self.source.link.attach(transport)
+            if self._protocol == 2:
+                self._go_by_time()
+                return
             self.send([b"HELLO", 3], Setup(self, monotonic(), b"role"))
             self.send([b"CLIENT", b"TRACKING", b"ON"], Setup(self, monotonic(), b"tracking"))
             return
@@ -267,7 +284,10 @@ class Tracker:
         if reply.startswith((b"-", b"!")):
             if setup.what == b"tracking":
                 self._refused(reply[1:].strip().decode("utf-8", "replace"))
-                self.source.link.close()
+                if self.near.wants_ttl_only:
+                    self._go_by_time()
+                else:
+                    self.source.link.close()
         elif setup.what == b"role":
             if b"\r\nrole\r\n$7\r\nreplica" in reply or b"\r\nrole\r\n+replica" in reply:
                 self._refused("it is a replica")
@@ -278,6 +298,12 @@ class Tracker:
             self.refusal = ""
             self.source.ready(setup.sent)
             self.near.first_attempt.set()
+
+    def _go_by_time(self) -> None:
+        """Fill for rules that say ``ttl_only``: nobody tells us of changes here."""
+        self._attempt = 0
+        self.source.tracked = False
+        self.source.ready(math.inf)
 
     def refusal_stands(self, reply: bytes) -> bool:
         return not reply.startswith(b"+OK")
@@ -299,6 +325,9 @@ class Tracker:
     def ended(self, error: Exception | None) -> None:
         if self.closing:
             return
+        if not self.source.tracked:
+            self.source.tracked = True
+            self._protocol, self._wait = 3, 0.0
         if self._wait < REFUSED_SECONDS:
             self.near.lost += 1
             log.warning("tracking connection lost", extra={"error": str(error or "closed")})
