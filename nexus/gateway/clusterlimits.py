@@ -153,6 +153,8 @@ class ClusterLimits:
             while True:
                 await self._wake.wait()
                 asks = self._next()
+                if not asks:
+                    continue
                 if client is None:
                     client = self._connect()
                 try:
@@ -173,7 +175,23 @@ class ClusterLimits:
             del self._asks[ask.digest]
         if not self._asks:
             self._wake.clear()
-        return asks
+        now = monotonic_ns()
+        return [ask for ask in asks if not self._serve(ask, now)]
+
+    def _serve(self, ask: _Ask, now: int) -> bool:
+        """Whether tokens in hand are enough: who came while others were waiting takes those first.
+
+        Asked for all the same, they would be overwritten by the next lease and lost.
+        """
+        known = self._known.get(ask.digest)
+        if known is not None and known.tokens > 0 and now < known.until:
+            served = ask.waiters[: known.tokens]
+            ask.waiters = ask.waiters[len(served) :]
+            self._waiting -= len(served)
+            for waiter in served:
+                known.tokens -= 1
+                waiter.answer(known.left + known.tokens)
+        return not ask.waiters
 
     def _connect(self) -> Any:
         seconds = self.settings.timeout_ms / 1000

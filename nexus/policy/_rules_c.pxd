@@ -23,7 +23,6 @@ cdef class Rule:
     cdef public double lease_ttl             # seconds
     cdef public bint early_refresh
     cdef public double stale_if_error        # seconds
-    cdef public bint stale_fill_guard
     cdef public object rate
 
     cpdef bint matches(self, bytes key) except -1

@@ -60,7 +60,6 @@ class Rule:
         self.early_refresh = False
         #: How long after its expiry a value may stand in where Redis or the loader fails; 0: never.
         self.stale_if_error = 0.0
-        self.stale_fill_guard = False
         #: Counts reads within ``hot_window``; whoever puts the rule to use sets it.
         self.rate: Any = None
 

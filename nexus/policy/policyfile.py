@@ -67,9 +67,6 @@ class StampedeSettings(Settings, frozen=True):
         float,
         Meta(ge=0, le=86_400, description="an expired value may stand in this long; 0: never"),
     ] = 0.0
-    stale_fill_guard: Annotated[
-        bool, Meta(description="a loader's write that others have overtaken is not stored")
-    ] = False
 
 
 class HotSettings(Settings, frozen=True):
@@ -366,7 +363,6 @@ def _rule(index: int, settings: PolicyRule, glob: Glob, hot: HotDefaults) -> Rul
     rule.lease_ttl = stampede.lease_ttl_ms / 1000
     rule.early_refresh = stampede.early_refresh
     rule.stale_if_error = stampede.stale_if_error_seconds
-    rule.stale_fill_guard = stampede.stale_fill_guard
     return rule
 
 

@@ -67,7 +67,7 @@ def test_the_fuller_form():
     assert rule is not None
     assert (rule.index, rule.near, rule.ttl, rule.negative_ttl) == (1, ALWAYS, 60.0, 1.0)
     assert (rule.leased, rule.lease_wait, rule.lease_ttl) == (True, 1.5, 9.0)
-    assert (rule.early_refresh, rule.stale_if_error, rule.stale_fill_guard) == (True, 5.0, False)
+    assert (rule.early_refresh, rule.stale_if_error) == (True, 5.0)
     assert (rule.hot_threshold, rule.hot_window, rule.extend, rule.max_total) == (3, 5, 60, 900)
     assert rules.rule("GET", b"other") is None
 
