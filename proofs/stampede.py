@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import uvloop
 
-from proofs import chart
+from bench.charts import lines as curves
 from proofs.client import Connection
 from proofs.crowd import KEY, Plan, Report
 from proofs.report import Result, save
@@ -316,7 +316,11 @@ async def demo(options: Options, directory: Path, picture: Path) -> int:
 
 def _draw(picture: Path, title: str, lines: Sequence[tuple[str, Sequence[float]]]) -> None:
     picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_text(chart.steps(title, "loader calls so far", lines))
+    series = {
+        f"{name}: {len(moments)}": [(moment, number + 1) for number, moment in enumerate(moments)]
+        for name, moments in lines
+    }
+    curves(picture, title, "seconds from the start", "loader calls so far", series)
     print(f"\nchart: {picture}")
 
 

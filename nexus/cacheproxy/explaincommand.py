@@ -92,12 +92,17 @@ def _read(session: Session, partition: Partition, command: list[bytes], name: st
         yield "answer:hit" if fresh else "answer:held"
         yield "why:kept, and the fence is young enough" if fresh else "why:kept; waits for a fence"
         yield f"entry:{token}, {len(reply)} bytes, expires in {expiry - now:.1f} s, hits {hits}"
+    elif rule.leased and (why := core.leases.explain(source, number, request, now)):
+        yield "answer:held"
+        yield f"why:{why}"
     elif core.table.token(partition.space, number, request):
         yield "answer:held"
         yield "why:the same read is on its way to Redis; this one shares its reply"
     else:
         yield "answer:miss"
         yield f"why:{_why_not_kept(partition, rule)}"
+    if rule.leased:
+        yield f"lease:misses wait for who loads, {rule.lease_wait:g} s at most"
 
 
 def _refusal(partition: Partition) -> str:

@@ -234,6 +234,25 @@ class Leases:
         self._heap: Final[list[tuple[float, int, _Entry]]] = []
         self._timer: asyncio.TimerHandle | None = None
 
+    def explain(self, source: Source, number: int, request: bytes, now: float) -> str:
+        """Why a miss of this request would be held now; empty: it would not be."""
+        entry = self.entries.get((source, number, request))
+        if entry is None:
+            return ""
+        lease = entry.lease
+        if lease.state is State.HELD and lease.holder is not None:
+            since = now - lease.granted_at
+            return (
+                f"a client of this worker has been loading the key for {since:.2f} s; "
+                f"{lease.waiting} wait, each for {lease.wait:g} s at most"
+            )
+        if lease.state in (State.ELSEWHERE, State.LOCKING, State.HELD):
+            return (
+                "another worker or proxy has the lease, or is being asked; "
+                f"{lease.waiting} wait here, each for {lease.wait:g} s at most"
+            )
+        return ""
+
     # -- from the path of a client's reads
 
     def join(

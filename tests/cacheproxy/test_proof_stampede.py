@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import redis
 
-from proofs.chart import steps
 from proofs.crowd import Plan
 from proofs.stampede import Case, Options, cases, prove
 
@@ -58,13 +57,6 @@ def test_the_harness_sees_a_stampede(redis_factory: object, tmp_path: Path):
     result = asyncio.run(prove(Options(20, processes=1), tmp_path, [alone]))
     assert not result.passed
     assert result.numbers["cases"][0]["loader_calls"] == 20
-
-
-def test_the_chart_is_a_picture_of_the_numbers():
-    picture = steps("a < b", "calls", [("with", [0.1]), ("without", [0.1, 0.2, 0.4])])
-    assert "a &lt; b" in picture
-    assert "with: 1<" in picture
-    assert "without: 3<" in picture
 
 
 # -- one proxy, by hand
@@ -115,6 +107,22 @@ def test_waiters_get_what_is_written_past_the_proxy(leased: Proxy, direct: redis
         direct.set(KEY, "v")
         assert second.reply() == b"$1\r\nv\r\n"
         assert not direct.exists(f"nexus:lease:{KEY}")
+
+
+def test_explain_says_why_a_miss_is_held(leased: Proxy, direct: redis.Redis):
+    def explained() -> str:
+        with leased.raw() as raw:
+            return raw.ask("NEXUS", "EXPLAIN", "GET", KEY).decode()
+
+    assert "answer:miss" in explained()
+    assert "lease:misses wait for who loads, 0.6 s at most" in explained()
+    with holder(leased), waiter(leased) as second:
+        said = explained()
+        assert "answer:held" in said
+        assert "a client of this worker has been loading the key for" in said
+        assert "; 1 wait, each for 0.6 s at most" in said
+        direct.set(KEY, "v")
+        assert second.reply() == b"$1\r\nv\r\n"
 
 
 def test_resp3_waiters_are_answered_in_their_protocol(leased: Proxy, direct: redis.Redis):
