@@ -344,9 +344,8 @@ class Partition(Near):
         if rule is None or not rule.enabled:
             return False
         leased = rule.leased and alone and free
-        if source is None or not source.up:
-            return rule.stale_if_error > 0 and self._stale(client, data, now, rule)
-        if leased and core.leases.entries and self._join(client, data, position, stop, now):
+        up = source is not None and source.up
+        if up and leased and core.leases.entries and self._join(client, data, position, stop, now):
             return True
         rate = rule.rate
         hot = rule.near == ALWAYS
@@ -359,8 +358,10 @@ class Partition(Near):
                         rule, cut(data, table.key_begin, table.key_stop), self.db, self.identity,
                         rule.hot_threshold, now,
                     )  # fmt: skip
-        elif not leased:
+        elif up and not leased:
             return False
+        if not up:
+            return rule.stale_if_error > 0 and self._stale(client, data, now, rule)
         together = free and (core.singleflight or leased)
         if (
             rule.early_refresh

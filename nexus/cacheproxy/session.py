@@ -287,7 +287,7 @@ class Session(Client):
             any_db = kind == RESCUE
             if self.pin_error is not None:
                 if not (self.pin_error.startswith(b"-BUSY") and args[0].lower() == b"multi"):
-                    self._refuse()
+                    self._refuse_alone(kind, stop < end)
                     return stop
                 self.pin_error = None
                 any_db = True  # Redis takes a MULTI even now; see _on_pin
@@ -520,6 +520,13 @@ class Session(Client):
         error, self.pin_error = self.pin_error, None
         self.plane.refused_commands += 1
         self.answer(error or self.plane.loading)
+
+    def _refuse_alone(self, kind: int, more: bool) -> None:
+        """Refuse one command; what is sent behind a MULTI would run outside of its transaction."""
+        self._refuse()
+        if kind == Kind.TRANSACTION and more:
+            self.quitting = True
+            self._close_if_quiet()
 
     def discarded(self) -> None:
         """A big command was read to its end without being sent anywhere."""

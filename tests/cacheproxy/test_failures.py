@@ -201,6 +201,26 @@ def test_an_upstream_that_speaks_nonsense_is_dropped(proxy_factory: Start) -> No
         assert eventually(lambda: "not RESP" in proxy.log)
 
 
+def test_what_is_behind_a_refused_multi_never_runs(
+    proxy_factory: Start, redis_server: object
+) -> None:
+    proxy = proxy_factory(
+        redis_server.url,  # type: ignore[attr-defined]
+        NEXUS_CACHEPROXY_LIMITS__MAX_DEDICATED="1",
+    )
+    with proxy.raw() as hog, proxy.raw() as raw, proxy.raw() as other:
+        hog.send("BLPOP", "never", 0)
+        assert eventually(lambda: proxy.stats()["upstream_pinned_connections"] == "1")
+        # WATCH makes it one that cannot go down the shared connection in one piece.
+        raw.write(encode("MULTI") + encode("SET", "torn", "1") + encode("WATCH", "x"))
+        assert raw.reply().startswith(b"-NEXUSLIMIT")
+        assert raw.rest() == b""
+        assert other.ask("EXISTS", "torn") == b":0\r\n"
+        # Alone it is an error like any other.
+        assert other.ask("MULTI").startswith(b"-NEXUSLIMIT")
+        assert other.ask("PING") == b"+PONG\r\n"
+
+
 def test_big_values_stream_and_block_nobody(proxy: Proxy) -> None:
     size = 24_000_000
     value = bytes(range(256)) * (size // 256)

@@ -239,7 +239,10 @@ def test_every_panel_has_data(system):
         "sum by (topic) (nexus_consumer_lag)",
         "nexus_block_list_connected",
     ):
-        assert prometheus.query(expression), expression
+        deadline = time.monotonic() + 10  # a rate needs two scrapes
+        while not (found := prometheus.query(expression)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert found, expression
 
 
 def test_every_rule_is_evaluated_and_faults_fire_their_alerts(system):

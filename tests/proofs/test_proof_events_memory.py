@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conftest import KafkaBroker
 
 from proofs.eventsmemory import MOST_MIB, judge, prove
+from tests.conftest import KafkaBroker
 
 
 @pytest.mark.kafka
