@@ -10,7 +10,7 @@ from tests.conftest import KafkaBroker
 
 @pytest.mark.kafka
 def test_memory_is_read_while_every_event_is_handled(kafka_broker: KafkaBroker) -> None:
-    result = prove(20_000, kafka_broker.bootstrap)
+    result = prove(60_000, kafka_broker.bootstrap)
     assert result.numbers["samples"] > 3
     assert 20 < result.numbers["mib_last_tenth"] < 400
     assert result.passed, result.summary
