@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.requirements import tool
+from support.requirements import missing, tool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,7 +106,10 @@ def test_two_builds_in_one_tree_take_turns(tree):
 
 
 def test_with_a_compiler_the_kernel_is_built(tree):
-    tool("cc")
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    tool(compiler[0])
+    if subprocess.run([*compiler, "--version"], capture_output=True, check=False).returncode:
+        missing(f"{compiler[0]} is no C compiler")
     done = build(tree, NEXUS_REQUIRE_EXTENSIONS="1")
     assert done.returncode == 0, done.stderr
     assert [path.name.split(".")[0] for path in built(tree)] == ["_wrr_c"]
