@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHUNK", "Invalidation", "invalidate_request", "tag_request", "untag_request"]
 
-#: Keys that one script deletes of a tag that is too big to go at once; Redis serves others in between.
+#: Keys that one script deletes of a tag too big to go at once; Redis serves others in between.
 CHUNK: Final = 500
 
 _COMMON: Final = """
