@@ -61,7 +61,7 @@ class UpSettings(Settings, frozen=True):
     ] = ".nexus"
     start_seconds: Annotated[
         float, Meta(gt=0, le=600, description="longest wait for one part to become healthy")
-    ] = 30.0
+    ] = 90.0
     stop_seconds: Annotated[
         float, Meta(gt=0, le=600, description="longest wait for one part to end by itself")
     ] = 6.0

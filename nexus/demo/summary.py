@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nexus import __version__
@@ -12,7 +14,6 @@ from nexus.redact import mask_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from nexus.demo.resolved import GatewayFacts
 
@@ -115,6 +116,11 @@ def _try(facts: Facts) -> Iterator[str]:
             "answered 429",
             f"{curl} -o /dev/null -w '%{{http_code}}\\n' '{api}?n=[1-{capacity + 2}]'",
         )
+        if facts.expected.events:
+            yield from _step(
+                "five such refusals in a minute and the consumer blocks the address (403); undo it",
+                _unblock_command(facts),
+            )
     if facts.token:
         yield from _step("another token", _token_command(facts))
     if shutil.which("redis-cli"):
@@ -145,6 +151,15 @@ def _token_command(facts: Facts) -> str:
     secret = facts.client_secret or "'\"$NEXUS_CLIENT_SECRET\"'"
     body = f'{{"client_id": "{facts.client_id}", "client_secret": "{secret}"}}'
     return f"curl -s -d '{body}' {facts.gateway}/auth/token"
+
+
+def _unblock_command(facts: Facts) -> str:
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    redis = mask_password(facts.redis)
+    where = facts.redis if redis == facts.redis else "URL"  # a password is not printed
+    return f"{python} -m nexus block --redis {where} remove 127.0.0.1"
 
 
 def _word(number: int) -> str:

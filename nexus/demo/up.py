@@ -57,7 +57,7 @@ DRAIN_SECONDS: Final = 2.0
 
 #: Seconds until the event of the first request must have gone through Kafka to the consumer;
 #: joining a new consumer group alone takes about three.
-EVENT_SECONDS: Final = 30.0
+EVENT_SECONDS: Final = 60.0
 
 #: Exit codes besides 0: could not run, wrong flag or variable, interrupted before it was up.
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130

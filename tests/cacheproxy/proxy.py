@@ -9,12 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
 
 import redis
+from support.waiting import eventually  # noqa: F401  (the modules here import it with the proxy)
 
 from nexus._speedups.respscan import ReplyScanner
 
@@ -165,13 +165,3 @@ def clients_of(server_url: str) -> list[dict[str, str]]:
     with redis.Redis.from_url(server_url, protocol=2, decode_responses=True) as direct:
         own = str(direct.client_id())
         return [c for c in direct.client_list() if c["id"] != own]
-
-
-def eventually(condition: object, seconds: float = 5.0) -> bool:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return bool(condition())

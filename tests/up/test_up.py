@@ -13,6 +13,7 @@ import pytest
 from support.requirements import missing
 from support.running import alive
 from support.servers import redis_executable
+from support.waiting import eventually
 
 UP = "Ctrl-C stops everything"
 
@@ -44,7 +45,7 @@ def run(command):
 
 def test_the_printed_commands_do_what_they_say(start):
     up = start()
-    up.wait_for(UP, 90)
+    up.wait_for(UP, 180)
     pids = up.children()
 
     answer = json.loads(run(printed(up, "curl", "/api/products")))
@@ -61,6 +62,13 @@ def test_the_printed_commands_do_what_they_say(start):
     codes = run(printed(up, "http_code")).split()
     assert {"200", "429"} <= set(codes)
     assert codes[0] == "200"
+    # Whoever repeats that is blocked by the consumer, and finds the way out printed, too.
+    unblock = printed(up, "block", "remove")
+    status = printed(up, "curl", "/api/products") + " -o /dev/null -w '%{http_code}'"
+    run(unblock.replace(" remove ", " add "))
+    assert eventually(lambda: run(status) == "403")
+    run(unblock)
+    assert eventually(lambda: run(status) != "403")
 
     metrics = run(printed(up, "/metrics"))
     assert re.search(r'nexus_http_requests_total\{[^}]*route="/api/\*"[^}]*\} \d', metrics)
@@ -82,7 +90,7 @@ def test_the_printed_commands_do_what_they_say(start):
 
 def test_once_with_two_workers_each(start):
     up = start("--once", "--gateway-workers", "2", "--cacheproxy-workers", "2")
-    assert up.ends(120) == 0, up.output
+    assert up.ends(180) == 0, up.output
     assert "every path answered" in up.output
     assert up.output.count("2 workers") == 2
     assert "Traceback" not in up.output
@@ -90,7 +98,7 @@ def test_once_with_two_workers_each(start):
 
 def test_a_service_that_refuses_its_configuration_is_named_with_its_reason(start):
     up = start("--once", NEXUS_GATEWAY_RATE_LIMIT__CAPACITY="none")
-    assert up.ends(90) == 1, up.output
+    assert up.ends(180) == 1, up.output
     assert "nexus up: gateway refuses its configuration: " in up.output
     assert "rate_limit.capacity" in up.output
     assert "starting" not in up.output  # nothing was begun
@@ -98,7 +106,7 @@ def test_a_service_that_refuses_its_configuration_is_named_with_its_reason(start
 
 def test_a_short_secret_is_refused_before_anything_starts(start):
     up = start("--once", NEXUS_JWT_SECRET="short")
-    assert up.ends(90) == 1, up.output
+    assert up.ends(180) == 1, up.output
     [line] = up.output.splitlines()
     assert "auth.jwt_secret: expected a secret of at least 32 bytes" in line
     assert "(here it is the value of NEXUS_JWT_SECRET)" in line
@@ -115,12 +123,12 @@ def test_with_the_users_own_kafka_and_a_silent_consumer(start, kafka_broker):
         NEXUS_GATEWAY_ENVELOPE__ENABLED="false",
         NEXUS_GATEWAY_RATE_LIMIT__ENABLED="false",
     )
-    assert up.ends(120) == 0, up.output
+    assert up.ends(180) == 0, up.output
     assert "every path answered" in up.output
     assert "Bearer" not in up.output
 
 
 def test_without_events(start):
     up = start("--once", NEXUS_GATEWAY_KAFKA__ENABLED="false")
-    assert up.ends(120) == 0, up.output
+    assert up.ends(180) == 0, up.output
     assert "the gateway sends no events" in up.output
