@@ -75,8 +75,10 @@ bench-growth: build ## what an operation costs as connections, keys, values, wor
 load: build ## locust against a running `make run`, objectives checked at the end
 	@NEXUS_NO_EXTENSIONS=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    -e '.[load]'
-	@$(BIN)/locust -f loadtests/gateway.py --config loadtests/gateway.conf $(ARGS)
-	@$(BIN)/locust -f loadtests/cacheproxy.py --config loadtests/cacheproxy.conf $(ARGS)
+	@status=0; for scenario in gateway cacheproxy stampede; do \
+	    $(BIN)/locust -f loadtests/$$scenario.py --config loadtests/$$scenario.conf $(ARGS) \
+	        || status=1; \
+	done; exit $$status
 
 .PHONY: soak
 soak: build ## ten minutes of mixed load with faults: ARGS="--minutes 60" for an hour

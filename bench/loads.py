@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from bench.engine import EngineError, drive, http_replies, resp_replies
+from bench.engine import EngineError, Outcome, drive, http_replies, resp_replies
 from loadtests.zipf import Zipf
 from nexus.wire.resp import encode_command
 
@@ -83,7 +85,7 @@ def parse_redis(output: str, operations: int) -> LoadResult:
         next((value for reached, value in steps if reached >= wanted), steps[-1][1])
         for wanted in (50.0, 99.0, 99.9)
     ]
-    return LoadResult(operations, float(rate.group(1)), *values)
+    return LoadResult(operations, float(rate.group(1)), values[0], values[1], values[2])
 
 
 def parse_wrk(output: str) -> LoadResult:
@@ -110,13 +112,25 @@ def parse_wrk(output: str) -> LoadResult:
     )
 
 
-def _run(command: list[str], seconds: float) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=seconds * 10 + 60, check=False
-    )
-    if done.returncode:
-        raise LoadError(f"{command[0]} failed: {(done.stderr or done.stdout).strip()[-300:]}")
-    return done.stdout
+def _run(command: list[str], seconds: float, *, interrupt: bool = False) -> str:
+    """What it prints; ``interrupt``: it runs until it is told to stop, after ``seconds``."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            if interrupt:
+                time.sleep(seconds)
+                process.send_signal(signal.SIGINT)
+            out, errors = process.communicate(timeout=seconds * 10 + 60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise LoadError(f"{command[0]} did not end") from None
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise LoadError(f"{command[0]} failed: {(errors or out).strip()[-300:]}")
+    return out
 
 
 @dataclass(frozen=True)
@@ -183,18 +197,24 @@ class WrkLoad:
         return _SCRIPT.format(method=self.method, body=body, headers=headers)
 
     def run(self, port: int, size: float) -> LoadResult:
-        """wrk takes whole seconds."""
-        whole = max(1, round(size))
+        """That many seconds, by SIGINT: wrk itself takes whole seconds only."""
         with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
             script.write(self.script())
             script.flush()
-            command = ["wrk", "-t1", f"-c{self.connections}", f"-d{whole}s", "--latency"]
+            command = ["wrk", "-t1", f"-c{self.connections}", "-d300s", "--latency"]
             command += ["-s", script.name, f"http://127.0.0.1:{port}{self.path}"]
-            return parse_wrk(_run(command, whole))
+            return parse_wrk(_run(command, size, interrupt=True))
 
     def size(self, port: int, seconds: float) -> float:
-        self.run(port, 1)
+        # Hundreds of connections take a while to be opened.
+        seconds *= 2 if self.connections > 256 else 1
+        self.run(port, min(1.0, seconds))
         return seconds
+
+
+def _result(operations: int, outcome: Outcome) -> LoadResult:
+    p50, p99, p999 = (outcome.percentile(percent) * 1000 for percent in (50, 99, 99.9))
+    return LoadResult(operations, operations / outcome.seconds, p50, p99, p999)
 
 
 @dataclass(frozen=True)
@@ -218,8 +238,7 @@ class StreamLoad:
             )
         except (EngineError, OSError) as error:
             raise LoadError(f"{self.name}: {error}") from None
-        times = [outcome.percentile(percent) * 1000 for percent in (50, 99, 99.9)]
-        return LoadResult(operations, operations / outcome.seconds, *times)
+        return _result(operations, outcome)
 
     def size(self, port: int, seconds: float) -> float:
         return max(_PROBE, int(self.run(port, _PROBE).per_second * seconds))
@@ -227,7 +246,10 @@ class StreamLoad:
 
 @dataclass(frozen=True)
 class OpenLoad:
-    """Open loop: Poisson arrivals at ``rate`` per second, latencies from when each was due."""
+    """Open loop: Poisson arrivals at ``rate`` per second, latencies from when each was due.
+
+    It runs twice as long as the others: its rate is low, and its latencies are those to quote.
+    """
 
     name: str
     requests: Sequence[tuple[bytes, int]]
@@ -249,12 +271,11 @@ class OpenLoad:
             )
         except (EngineError, OSError) as error:
             raise LoadError(f"{self.name}: {error}") from None
-        times = [outcome.percentile(percent) * 1000 for percent in (50, 99, 99.9)]
-        return LoadResult(operations, operations / outcome.seconds, *times)
+        return _result(operations, outcome)
 
     def size(self, port: int, seconds: float) -> float:
         self.run(port, max(50.0, self.rate / 4))
-        return max(100, int(self.rate * seconds))
+        return max(100, int(2 * self.rate * seconds))
 
 
 def _key(rank: int) -> bytes:

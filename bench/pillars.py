@@ -224,8 +224,8 @@ def _gateway(rounds: int, seconds: float) -> list[tuple[str, float, float]]:
         for name, extra in GATEWAYS.items():
             port, admin = free_ports(2)
             off = {"enabled": False}
-            parts = ("rate_limit", "auth", "envelope", "kafka", "block_list", "breaker")
-            parts += ("tracing", "access_log", "metrics")
+            parts = ["rate_limit", "auth", "envelope", "kafka", "block_list", "breaker"]
+            parts += ["tracing", "access_log", "metrics"]
             settings: dict[str, Any] = {part: dict(off) for part in parts} | extra
             settings |= {"services_file": "services.json"}
             settings |= {"host": "127.0.0.1", "port": port, "admin_port": admin}

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, Final
 
-from bench.charts import bars
+from bench.charts import Bar, bars
 
-__all__ = ["AGREEMENT", "Row", "disagreements", "medians", "write"]
+__all__ = [
+    "AGREEMENT",
+    "Ratio",
+    "Row",
+    "disagreements",
+    "dumped",
+    "medians",
+    "ratios",
+    "ratios_of",
+    "rows_of",
+    "write",
+]
 
 #: Two runs agree when no ratio of CPU per operation differs by more.
 AGREEMENT: Final = 0.10
@@ -22,7 +33,8 @@ class Row:
     """One run of one load against one target; also a median of such runs.
 
     ``proxy_us`` and ``backend_us`` are CPU microseconds per operation; ``proxy_us`` is None where
-    the backend was loaded directly.
+    the backend was loaded directly. Runs of one load with the same ``group`` took place right after
+    one another.
     """
 
     target: str
@@ -34,6 +46,7 @@ class Row:
     proxy_us: float | None
     backend_us: float
     memory_mib: float
+    group: int = 0
 
     @property
     def cost_us(self) -> float:
@@ -47,6 +60,18 @@ class Row:
             f"p99 {self.p99_ms:.2f} ms{proxy}, behind it {self.backend_us:.2f} µs/op, "
             f"{self.memory_mib:.0f} MiB"
         )
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """CPU per operation as a multiple of the reference's: median and quartiles over the rounds."""
+
+    middle: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.middle:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 def medians(rows: Sequence[Row]) -> list[Row]:
@@ -72,21 +97,30 @@ def _median(group: Sequence[Row]) -> Row:
     )
 
 
-def ratios(rows: Sequence[Row], reference: str) -> dict[tuple[str, str], float]:
-    """(load, target) → CPU per operation as a multiple of the reference's under that load.
+def ratios(rows: Sequence[Row], reference: str) -> dict[tuple[str, str], Ratio]:
+    """(load, target) → the target beside the reference under that load.
 
-    The median over the rounds of the ratio *within* each round: both ran right after one another,
-    so what the machine did at the time divides out.
+    Each run is compared with the reference's run in the same group: they ran right after one
+    another, so what the machine did at the time divides out.
     """
-    costs: dict[tuple[str, str], list[float]] = {}
+    base = {
+        (row.load, row.group): row.cost_us
+        for row in rows
+        if row.target == reference and row.cost_us > 0
+    }
+    found: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        costs.setdefault((row.load, row.target), []).append(row.cost_us)
-    found = {}
-    for (load, target), values in costs.items():
-        base = costs.get((load, reference))
-        if base and target != reference and all(base):
-            found[load, target] = median(a / b for a, b in zip(values, base, strict=False))
-    return found
+        if row.target != reference and (row.load, row.group) in base:
+            multiple = row.cost_us / base[row.load, row.group]
+            found.setdefault((row.load, row.target), []).append(multiple)
+    return {key: _ratio(values) for key, values in found.items()}
+
+
+def _ratio(values: Sequence[float]) -> Ratio:
+    if len(values) == 1:
+        return Ratio(values[0], values[0], values[0])
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return Ratio(middle, low, high)
 
 
 def markdown(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -98,8 +132,8 @@ def markdown(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"{about['taken']}, {about['machine']} (load average {about['load_average']}), Python "
         f"{about['python']}; medians of {about['rounds']} alternating runs of "
         f"{about['seconds']:g} s. Compare ratios within a table and CPU per operation, not "
-        f"absolute rates. The last column is CPU per operation as a multiple of {reference}'s: the "
-        "median of the ratios within each round."
+        f"absolute rates. The last column is CPU per operation as a multiple of {reference}'s: "
+        "median and quartiles of the ratios to its run right before or after."
     )
     lines += ["", f"Command: `python -m bench.peers {about['scenario']}`"]
     if about["quick"]:
@@ -112,30 +146,61 @@ def markdown(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
         lines += ["|---|---|---|---|---|---|---|---|---|"]
         for row in medians([row for row in rows if row.load == load]):
             proxy = "" if row.proxy_us is None else f"{row.proxy_us:.2f}"
-            multiple = multiples.get((load, row.target))
+            multiple = multiples.get((load, row.target), "")
             lines.append(
                 f"| {row.target} | {row.per_second:,.0f} | {row.p50_ms:.2f} | {row.p99_ms:.2f} "
                 f"| {row.p999_ms:.2f} | {proxy} | {row.backend_us:.2f} | {row.memory_mib:.1f} "
-                f"| {'' if multiple is None else f'{multiple:.2f}'} |"
+                f"| {multiple} |"
             )
     lines += [f"\nLeft out: {name} ({why})." for name, why in about["left_out"].items()]
     return "\n".join(lines) + "\n"
+
+
+def rows_of(document: Mapping[str, Any]) -> list[Row]:
+    """The runs of a document that :func:`write` wrote."""
+    return [Row(**dict(zip(document["columns"], run, strict=True))) for run in document["runs"]]
+
+
+def ratios_of(document: Mapping[str, Any]) -> dict[tuple[str, str], Ratio]:
+    """Its ratios."""
+    return ratios(rows_of(document), document["reference"])
 
 
 def disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Ratios that differ by more than :data:`AGREEMENT` between two documents of one scenario."""
     if first["scenario"] != second["scenario"]:
         raise ValueError(f"{first['scenario']} and {second['scenario']}")
-    one, other = (
-        ratios([Row(**run) for run in document["runs"]], document["reference"])
-        for document in (first, second)
-    )
+    one, other = ratios_of(first), ratios_of(second)
     found = []
-    for key in one.keys() & other.keys():
-        off = max(one[key], other[key]) / min(one[key], other[key]) - 1
+    for key in sorted(one.keys() & other.keys()):
+        a, b = one[key].middle, other[key].middle
+        off = max(a, b) / min(a, b) - 1
         if off > AGREEMENT:
-            found.append(f"{key[0]}, {key[1]}: {one[key]:.2f} and {other[key]:.2f} ({off:+.0%})")
-    return sorted(found)
+            found.append(f"{key[0]}, {key[1]}: {a:.2f} and {b:.2f} ({off:+.0%})")
+    return found
+
+
+def dumped(document: Mapping[str, Any]) -> str:
+    """JSON with a line for each key, and for each item of a list: diffs that can be read."""
+
+    def value(item: object) -> str:
+        if not isinstance(item, list):
+            return json.dumps(item, ensure_ascii=False)
+        inner = ",\n".join(f"  {json.dumps(part, ensure_ascii=False)}" for part in item)
+        return f"[\n{inner}\n ]" if item else "[]"
+
+    body = ",\n".join(f" {json.dumps(key)}: {value(item)}" for key, item in document.items())
+    return f"{{\n{body}\n}}\n"
+
+
+def _rounded(value: object) -> object:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _summary(row: Row, multiple: Ratio | None) -> dict[str, object]:
+    found = {name: _rounded(value) for name, value in asdict(row).items() if name != "group"}
+    found["ratio"] = multiple and [_rounded(part) for part in astuple(multiple)]
+    return found
 
 
 def write(directory: Path, about: Mapping[str, Any], rows: Sequence[Row]) -> list[Path]:
@@ -143,12 +208,22 @@ def write(directory: Path, about: Mapping[str, Any], rows: Sequence[Row]) -> lis
     directory.mkdir(parents=True, exist_ok=True)
     stem = f"peers-{about['scenario']}" + ("-quick" if about["quick"] else "")
     middle = medians(rows)
-    document = {**about, "medians": [asdict(r) for r in middle], "runs": [asdict(r) for r in rows]}
+    multiples = ratios(rows, about["reference"])
+    columns = [field.name for field in fields(Row)]
+    document: dict[str, Any] = dict(about)
+    document["medians"] = [_summary(row, multiples.get((row.load, row.target))) for row in middle]
+    document["columns"] = columns
+    document["runs"] = [[_rounded(value) for value in astuple(row)] for row in rows]
     paths = [directory / f"{stem}{suffix}" for suffix in (".json", ".md", ".svg")]
-    paths[0].write_text(json.dumps(document, indent=1) + "\n")
+    paths[0].write_text(dumped(document))
     paths[1].write_text(markdown(about, rows))
-    groups: dict[str, dict[str, float]] = {}
+    groups: dict[str, list[Bar]] = {}
     for row in middle:
-        groups.setdefault(row.load, {})[row.target] = row.cost_us
-    bars(paths[2], about["title"], "CPU µs per operation", groups)
+        multiple = multiples.get((row.load, row.target))
+        ratio = 1.0 if row.target == about["reference"] else multiple.middle if multiple else 0.0
+        label = f"{ratio:.2f}  ({row.cost_us:.2f} µs)" if ratio else f"{row.cost_us:.2f} µs"
+        bar = Bar(row.target, ratio, label, "nexus" in row.target)
+        groups.setdefault(row.load, []).append(bar)
+    note = f"as a multiple of {about['reference']}'s; less is better. {about['taken'][:10]}"
+    bars(paths[2], f"{about['title']}: CPU per operation", note, groups, one=True)
     return paths

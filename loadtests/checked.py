@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from locust import events
 from locust.env import Environment
@@ -15,6 +16,11 @@ from loadtests.objectives import Objective, misses, report
 __all__ = ["check_at_the_end"]
 
 log = logging.getLogger("loadtests")
+
+
+def measures_of(user: type[Any]) -> tuple[str, ...]:
+    """Names of the requests that a kind of user makes."""
+    return tuple(user.measures)
 
 
 def check_at_the_end(objectives: Sequence[Objective]) -> None:
@@ -36,9 +42,10 @@ def check_at_the_end(objectives: Sequence[Objective]) -> None:
     def _check(environment: Environment, **_: object) -> None:
         if isinstance(environment.runner, WorkerRunner):
             return  # only the master sees all of it
-        running = {name for user in environment.user_classes for name in user.measures}
+        running = {name for user in environment.user_classes for name in measures_of(user)}
         wanted = [objective for objective in objectives if objective.name in running]
         measured = {name: entry for (name, _), entry in environment.stats.entries.items()}
+        assert environment.parsed_options is not None
         slack = environment.parsed_options.latency_slack
         print(f"\n{report(wanted, measured, slack=slack)}")
         missed = misses(wanted, measured, slack=slack)

@@ -66,7 +66,7 @@ class Client(HttpUser):
     """Fetches a token of its own, then keeps its connection."""
 
     abstract = True
-    host = "http://127.0.0.1:3000"
+    host = os.environ.get("NEXUS_LOAD_GATEWAY", "http://127.0.0.1:3000")
     #: Names of the requests that this kind of user makes; their objectives are checked.
     measures: ClassVar[tuple[str, ...]] = ()
 

@@ -309,7 +309,8 @@ def _named(*phases: list[_Window]) -> Iterator[tuple[str, list[_Window]]]:
 
 
 def _median(windows: list[_Window], what: str) -> float:
-    return round(statistics.median(getattr(window, what) for window in windows), 2)
+    values: list[float] = [getattr(window, what) for window in windows]
+    return round(statistics.median(values), 2)
 
 
 def _judge(plan: Plan, seen: dict[str, Any]) -> list[str]:

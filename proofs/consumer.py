@@ -81,7 +81,7 @@ class Plan:
 def make_plan(events: int, marker: str, rng: random.Random) -> Plan:
     """About ``events`` records: 3 of 4 requests, hits, opened circuits, repetitions, poison."""
     plan = Plan()
-    spikes = {"key": f"spiky-{marker}", "count": 0}
+    spiky, spikes = f"spiky-{marker}", 0
     addresses: list[str] = []
     # The group reads from the beginning, earlier runs included: no address may be theirs.
     chance = random.SystemRandom()
@@ -118,9 +118,9 @@ def make_plan(events: int, marker: str, rng: random.Random) -> Plan:
             topic = REQUEST_COMPLETED
             body |= {"statusCode": 200, "ip": "192.0.2.1", "clientId": None, "workerId": 0}
             if draw < 0.3:
-                key = spikes["key"]
-                spikes["count"] += 1
-                slow = spikes["count"] > 20 and spikes["count"] % _SPIKE_EVERY == 0
+                key = spiky
+                spikes += 1
+                slow = spikes > 20 and spikes % _SPIKE_EVERY == 0
                 body |= {"route": key, "latencyMs": 1000.0 if slow else 10.0}
                 if slow:
                     plan.actions.add(f"{event_id}:spike")

@@ -118,10 +118,10 @@ async def _soak(
     sampler = asyncio.create_task(_sample(system, samples))
     clients = []
     for _ in range(_CLIENTS):
-        numbers = rng.getrandbits(32), rng.getrandbits(32)
+        web, redis = rng.getrandbits(32), rng.getrandbits(32)
         clients += [
-            asyncio.create_task(http_client(system.gateway_port, _RATE, numbers[0], tally, stop)),
-            asyncio.create_task(redis_client(system.proxy_port, _RATE, numbers[1], tally, stop)),
+            asyncio.create_task(http_client(system.gateway_port, _RATE, web, tally, stop)),
+            asyncio.create_task(redis_client(system.proxy_port, _RATE, redis, tally, stop)),
         ]
     breaker = asyncio.create_task(_break(system, began + seconds, quiet, windows))
     done, _ = await asyncio.wait(
@@ -140,7 +140,7 @@ async def _soak(
         problems.append(f"{events} events were acknowledged, {handled} handled")
     for service in SERVICES:
         problems += [f"{service}: {line[:200]}" for line in _tracebacks(system.log(service))]
-    numbers = {
+    numbers: dict[str, Any] = {
         "seconds": round(time.monotonic() - began),
         "operations": dict(tally.operations),
         "errors within faults": len(tally.errors) + tally.uncounted,

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import pytest
 from bench import peers
 from bench.engine import EngineError, drive, http_replies, resp_replies
 from bench.loads import LoadError, LoadResult, WrkLoad, parse_redis, parse_wrk, zipf_mix
+from bench.peers import groups
 from bench.processes import Process, ProcessError, free_ports
-from bench.report import Row, disagreements, markdown, medians, write
+from bench.report import Row, disagreements, markdown, medians, ratios, rows_of, write
 from bench.scenarios import SCENARIOS
 
 REDIS = """\
@@ -114,29 +115,60 @@ def test_results_are_written(tmp_path: Path) -> None:
     assert {path.stem for path in paths} == {"peers-redis-quick"}
     assert json.loads(paths[0].read_text())["medians"][0]["proxy_us"] == 7.5
     text = paths[1].read_text()
-    assert "| nexus | 1,000 | 0.50 | 1.25 | 2.50 | 7.50 | 2.00 | 30.0 | 0.75 |" in text
+    assert "| nexus | 1,000 | 0.50 | 1.25 | 2.50 | 7.50 | 2.00 | 30.0 | 0.75 (0.75 to 0.75) |" in text
+    document = json.loads(paths[0].read_text())
+    assert document["medians"][0]["ratio"] == [0.75, 0.75, 0.75]
+    assert rows_of(document) == rows
     assert "measures nothing" in text
     assert "Left out: envoy (no envoy)." in text
     assert "<svg" in paths[2].read_text()
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    # The machine slows down threefold; each round's ratio is the same.
+    # The machine slows down threefold; each ratio to the neighbour is the same.
     rows = [
-        r for slow in (1, 3, 2) for r in (row("peer", 1, 10.0 * slow), row("us", 1, 8.0 * slow))
+        replace(r, group=group)
+        for group, slow in enumerate((1, 3, 2))
+        for r in (row("peer", 1, 10.0 * slow), row("us", 1, 8.0 * slow))
     ]
-    assert "| us | 1 | 1.00 | 2.00 | 3.00 | 16.00 | 0.50 | 3.0 | 0.80 |" in markdown(ABOUT, rows)
+    assert str(ratios(rows, "peer")["GET", "us"]) == "0.80 (0.80 to 0.80)"
+    assert "| us | 1 | 1.00 | 2.00 | 3.00 | 16.00 | 0.50 | 3.0 | 0.80 (0" in markdown(ABOUT, rows)
+    # Nothing is compared across groups.
+    assert ratios([replace(r, group=n) for n, r in enumerate(rows)], "peer") == {}
+
+
+def test_everybody_runs_beside_the_reference() -> None:
+    assert groups(["a", "ref", "b", "c", "d", "e"], "ref") == [
+        ["a", "ref", "b"],
+        ["c", "ref", "d"],
+        ["e", "ref"],
+    ]
+    assert groups(["a", "ref"], "ref") == [["a", "ref"]]
+    assert groups(["ref"], "ref") == [["ref"]]
+    assert groups(["a", "b"], "ref") == [["a", "b"]]
 
 
 def test_two_runs_agree_or_not() -> None:
     def document(cost: float, scenario: str = "redis") -> dict[str, Any]:
-        runs = [asdict(row("peer", 1, 10.0)), asdict(row("us", 1, cost))]
-        return ABOUT | {"scenario": scenario, "runs": runs}
+        runs = [list(asdict(row("peer", 1, 10.0)).values()), list(astuple(row("us", 1, cost)))]
+        columns = list(asdict(row("us", 1, cost)))
+        return ABOUT | {"scenario": scenario, "columns": columns, "runs": runs}
 
     assert disagreements(document(8.0), document(8.7)) == []
     assert disagreements(document(8.0), document(9.0)) == ["GET, us: 0.80 and 0.90 (+12%)"]
     with pytest.raises(ValueError, match="redis and http"):
         disagreements(document(8.0), document(8.0, "http"))
+
+
+def test_two_directories_agree_or_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, cost in (("one", 8.0), ("other", 8.1), ("third", 12.0)):
+        write(tmp_path / name, ABOUT, [row("peer", 1, 10.0), row("us", 1, cost)])
+    one, other, third = (str(tmp_path / name) for name in ("one", "other", "third"))
+    assert peers.main(["--agree", one, other]) == 0
+    assert peers.main(["--agree", one, third]) == 1
+    assert "redis: 1 of 1 ratios of CPU per operation differ" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert peers.main(["--agree", one, str(tmp_path / "empty")]) == 2
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from loadtests.loads import Loads
 from loadtests.objectives import Objective, misses, report
 from loadtests.zipf import Zipf
 
@@ -70,3 +71,13 @@ def test_zipf_follows_its_law():
 def test_zipf_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one rank"):
         Zipf(0, 1.0, random.Random(1))
+
+
+def test_one_loader_call_is_needed_for_each_expiry():
+    loads = Loads(ttl=2.0)
+    assert loads.begin(0.0) is None
+    assert "under way" in loads.begin(0.05)
+    loads.write(0.1)
+    assert "0.10 s before the value expires" in loads.begin(2.0)
+    loads.write(2.1)
+    assert loads.begin(4.1) is None
