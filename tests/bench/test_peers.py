@@ -115,7 +115,7 @@ def test_results_are_written(tmp_path: Path) -> None:
     assert {path.stem for path in paths} == {"peers-redis-quick"}
     assert json.loads(paths[0].read_text())["medians"][0]["proxy_us"] == 7.5
     text = paths[1].read_text()
-    assert "| nexus | 1,000 | 0.50 | 1.25 | 2.50 | 7.50 | 2.00 | 30.0 | 0.75 (0.75 to 0.75) |" in text
+    assert "| nexus | 1,000 | 0.50 | 1.25 | 2.50 | 7.50 | 2.00 | 30.0 | 0.75 (0.75 to" in text
     document = json.loads(paths[0].read_text())
     assert document["medians"][0]["ratio"] == [0.75, 0.75, 0.75]
     assert rows_of(document) == rows
