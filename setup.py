@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import sys
 import sysconfig
 import tempfile
@@ -34,6 +35,8 @@ HERE = Path(__file__).resolve().parent
 NO_EXTENSIONS = os.environ.get("NEXUS_NO_EXTENSIONS", "") not in ("", "0")
 REQUIRE_EXTENSIONS = os.environ.get("NEXUS_REQUIRE_EXTENSIONS", "") not in ("", "0")
 TRACE = os.environ.get("NEXUS_CYTHON_TRACE", "") not in ("", "0")
+#: Modules of ours whose types a ``.pyx`` or ``.pxd`` uses.
+CIMPORT = re.compile(r"^\s*(?:from\s+|cimport\s+)(nexus\.[\w.]+)(?=\s+cimport|\s*$)", re.MULTILINE)
 
 
 def say(line: str) -> None:
@@ -58,16 +61,35 @@ def kernel_sources() -> dict[str, str]:
     return found
 
 
-def types_changed() -> bool:
-    """Whether a ``.pxd`` is newer than what was generated with it.
+def types_of(name: str, source: str) -> set[Path]:
+    """The ``.pxd`` files that a module is translated with: its own, and all that it cimports."""
+    found: set[Path] = set()
+    queue = [HERE / source, HERE.joinpath(*name.split(".")).with_suffix(".pxd")]
+    while queue:
+        path = queue.pop()
+        if path in found or not path.exists():
+            continue
+        found.add(path)
+        queue += (
+            HERE.joinpath(*module.split(".")).with_suffix(".pxd")
+            for module in CIMPORT.findall(path.read_text())
+        )
+    return {path for path in found if path.suffix == ".pxd"}
+
+
+def drop_outdated(sources: dict[str, str]) -> None:
+    """Remove what was generated with types that have changed since.
 
     Cython looks for the types of a source beside the source's own name, and so does not see that
     ``_x_py.py`` depends on ``_x_c.pxd``, nor on those that it cimports. A layout that changed in
-    one module and not in another would corrupt memory, so all are translated again.
+    one module and not in another would corrupt memory.
     """
-    generated = [path.stat().st_mtime for path in (HERE / "build" / "cython").rglob("*.c")]
-    types = [path.stat().st_mtime for path in HERE.glob("nexus/**/*.pxd")]
-    return bool(generated and types) and max(types) > min(generated)
+    for name, source in sources.items():
+        generated = (HERE / "build" / "cython" / source).with_suffix(".c")
+        if generated.exists():
+            translated = generated.stat().st_mtime
+            if any(path.stat().st_mtime > translated for path in types_of(name, source)):
+                generated.unlink()
 
 
 def can_compile() -> bool:
@@ -100,6 +122,8 @@ def extensions() -> list[Extension]:
     compile_args = ["-O3", "-g0", "-fno-plt", "-Wno-unused-function", "-Wno-unreachable-code"]
     if os.uname().machine in ("x86_64", "AMD64"):
         compile_args.append("-mcx16")  # the 16-byte compare-and-swap of the shared bucket table
+    sources = kernel_sources()
+    drop_outdated(sources)
     modules = [
         Extension(
             name,
@@ -107,14 +131,13 @@ def extensions() -> list[Extension]:
             extra_compile_args=compile_args,
             define_macros=[("CYTHON_TRACE", "1")] if TRACE else [],
         )
-        for name, source in kernel_sources().items()
+        for name, source in sources.items()
     ]
     try:
         cythonized: list[Extension] = cythonize(
             modules,
             build_dir="build/cython",
             nthreads=os.cpu_count() or 1,
-            force=types_changed(),
             compiler_directives={
                 "language_level": 3,
                 "boundscheck": False,
