@@ -80,9 +80,10 @@ cdef inline int64_t _integer(const unsigned char* data, Py_ssize_t start, Py_ssi
     while position < end:
         if not 48 <= data[position] <= 57:
             return BAD
-        value = value * 10 + (data[position] - 48)
-        if value > NUMBER_LIMIT:
+        # Before it is made: 20 digits wrap, and 2 ** 64 + 1 would be one argument.
+        if value > (NUMBER_LIMIT - (data[position] - 48)) // 10:
             return BAD
+        value = value * 10 + (data[position] - 48)
         position += 1
     return -value if data[start] == 45 else value
 

@@ -116,6 +116,10 @@ def test_runs_stop_at_what_is_not_plain(backend: ModuleType, step: int) -> None:
         (b"*1\r\n$-1\r\n", "invalid bulk length"),
         (b"*1\r\n$536870913\r\n", "invalid bulk length"),
         (b"*1\r\n$99999999999999999999999\r\n", "invalid bulk length"),
+        # Numbers that are 1 in 64 bits.
+        (b"*18446744073709551617\r\n", "invalid multibulk length"),
+        (b"*1\r\n$18446744073709551617\r\n", "invalid bulk length"),
+        (b"*9223372036854775808\r\n", "invalid multibulk length"),
         (b"*" + b"1" * 65_537, "too big mbulk count string"),
         (b"*1\r\n$" + b"1" * 65_537, "too big bulk count string"),
         (b"a" * 65_537, "too big inline request"),
