@@ -191,7 +191,8 @@ def dump(settings: Settings) -> str:
 def keep_restart_only(old: S, fresh: S) -> tuple[S, list[str]]:
     """``fresh``, but with old values where only a restart may change them; and which differed.
 
-    What is marked :data:`RESTART` may stand at any depth of structs, not within lists.
+    What is marked :data:`RESTART` may stand at any depth of structs. Where a list is marked and its
+    structs have marks of their own, those decide while there are as many as before.
     """
     hints = _fields(type(old))
     changes: dict[str, Any] = {}
@@ -201,6 +202,12 @@ def keep_restart_only(old: S, fresh: S) -> tuple[S, list[str]]:
         if before == after:
             continue
         if needs_restart(hints[field.encode_name]):
+            if _comparable(before, after):
+                kept_all = [keep_restart_only(*pair) for pair in zip(before, after, strict=True)]
+                changes[field.name] = tuple(kept for kept, _ in kept_all)
+                for i, (_, inner) in enumerate(kept_all):
+                    names.extend(f"{field.encode_name}[{i}].{name}" for name in inner)
+                continue
             changes[field.name] = before
             names.append(field.encode_name)
         elif isinstance(before, Settings):
@@ -209,6 +216,18 @@ def keep_restart_only(old: S, fresh: S) -> tuple[S, list[str]]:
                 changes[field.name] = kept
                 names.extend(f"{field.encode_name}.{name}" for name in inner)
     return (msgspec.structs.replace(fresh, **changes) if changes else fresh), names
+
+
+def _comparable(before: Any, after: Any) -> bool:
+    """Whether they are as many structs that say themselves what needs a restart."""
+    return (
+        isinstance(before, tuple)
+        and len(before) == len(after)
+        and all(
+            isinstance(one, Settings) and any(map(needs_restart, _fields(type(one)).values()))
+            for one in before
+        )
+    )
 
 
 def needs_restart(kind: Any) -> bool:

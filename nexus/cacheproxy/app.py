@@ -143,7 +143,7 @@ class CacheproxyApp:
         if settings.redis.url != self._context.settings.redis.url:
             raise ConfigError("cannot change while running; restart", path="redis.url")
         tls = server_context(settings.tls)
-        if tls is not None or self._context.settings.tls.cert_file:
+        if tls is not None or self._context.settings.tls.enabled:
             # Both accept for a moment: nobody is refused in between.
             before, self._server = self._server, await self._listen(tls)
             if before is not None:

@@ -18,7 +18,7 @@ from nexus.gateway.clients import Clients, canonical
 from nexus.net.acceptor import Entry, HeaderAcceptor
 from nexus.net.listeners import Endpoint
 from nexus.net.settings import ListenerSettings
-from nexus.net.tls import fingerprint, server_context
+from nexus.net.tls import ServerContexts, fingerprint
 
 if TYPE_CHECKING:
     from nexus.gateway.settings import GatewaySettings
@@ -73,12 +73,8 @@ def check_listeners(settings: GatewaySettings) -> None:
     for place, door in _doors(settings):
         if place and bool(door.unix) == bool(door.host):
             raise ConfigError("expected either host and port, or unix", path=place.rstrip("."))
-        _context(place, door)
+        ServerContexts().make(door.tls, path=f"{place}tls", alpn=ALPN)
         _proxies(place, door)
-
-
-def _context(place: str, door: ListenerSettings) -> ssl.SSLContext | None:
-    return server_context(door.tls, path=f"{place}tls", alpn=ALPN)
 
 
 def _proxies(place: str, door: ListenerSettings) -> Clients:
@@ -101,25 +97,39 @@ class Listening:
         self._make: Final = make
         self._refused: Final = metrics.counter("nexus_proxy_headers_refused_total")
         self._reloads: Final = metrics.counters("nexus_tls_reloads_total")
+        self._contexts: Final = ServerContexts()
         self._servers: list[_Server] = []
         self._seen: list[Any] = []
         self._opening: Final = asyncio.Lock()
 
-    async def open(self, settings: GatewaySettings) -> None:
-        """Accept as ``settings`` say, in place of how it was before. Raises ``ConfigError``."""
+    async def open(
+        self, settings: GatewaySettings, broken: list[ConfigError] | None = None
+    ) -> None:
+        """Accept as ``settings`` say, in place of how it was before. Raises ``ConfigError``.
+
+        ``broken`` as in :meth:`ServerContexts.make`.
+        """
         doors = _doors(settings)
         seen = [fingerprint(door.tls) for _, door in doors]
         # All that may fail is made before anything is opened.
-        contexts = [_context(place, door) for place, door in doors]
+        contexts = [
+            self._contexts.make(door.tls, path=f"{place}tls", alpn=ALPN, broken=broken)
+            for place, door in doors
+        ]
         proxies = [_proxies(place, door) for place, door in doors]
         async with self._opening:
-            old, self._servers = self._servers, []
-            self._seen = seen
-            for sock, (_, door), context, trusted in zip(
-                self._sockets, doors, contexts, proxies, strict=True
-            ):
-                # A copy: the supervisor's own socket must outlive this worker.
-                self._servers.append(await self._open(sock.dup(), door, context, trusted, settings))
+            fresh: list[_Server] = []
+            try:
+                for sock, (_, door), context, trusted in zip(
+                    self._sockets, doors, contexts, proxies, strict=True
+                ):
+                    # A copy: the supervisor's own socket must outlive this worker.
+                    fresh.append(await self._open(sock.dup(), door, context, trusted, settings))
+            except BaseException:
+                for server in fresh:
+                    server.close()
+                raise
+            old, self._servers, self._seen = self._servers, fresh, seen
             for server in old:
                 server.close()
 
@@ -132,20 +142,20 @@ class Listening:
 
     async def watch(self, settings: Callable[[], GatewaySettings]) -> None:
         """Take renewed certificate files; a broken pair is reported once and changes nothing."""
-        reported: list[Any] = []
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            found = [fingerprint(door.tls) for _, door in _doors(settings())]
-            if found in (self._seen, reported):
+            if [fingerprint(door.tls) for _, door in _doors(settings())] == self._seen:
                 continue
+            broken: list[ConfigError] = []
             try:
-                await self.open(settings())
-            except ConfigError as error:
-                # Perhaps the first of two files that are being replaced.
-                reported = found
+                await self.open(settings(), broken)
+            except OSError as error:  # no descriptor is left: in a second, perhaps
+                log.error("certificates not renewed yet: %s", error)  # noqa: TRY400
+                continue
+            for error_of in broken:  # perhaps the first of two files that are being replaced
                 self._reloads.labels("broken").inc()
-                log.error("certificate not renewed, keeping the last good one: %s", error)  # noqa: TRY400
-            else:
+                log.error("certificate not renewed, keeping the last good one: %s", error_of)
+            if not broken:
                 self._reloads.labels("applied").inc()
                 log.info("certificates renewed")
 

@@ -16,6 +16,7 @@ __all__ = [
     "ListenTlsSettings",
     "ListenerSettings",
     "LogSettings",
+    "NamedCertificateSettings",
     "Port",
     "ProxyProtocolSettings",
     "RedisSettings",
@@ -106,8 +107,35 @@ class KafkaSettings(Settings, frozen=True):
     ] = 16_777_216
 
 
+class NamedCertificateSettings(Settings, frozen=True):
+    """A certificate for clients that ask for one of `names` (SNI, RFC 6066 §3)."""
+
+    names: Annotated[
+        tuple[
+            Annotated[
+                str,
+                Meta(
+                    pattern=r"^(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$",
+                    max_length=253,
+                    extra={"form": "a host name, or `*.` and a host name"},
+                ),
+            ],
+            ...,
+        ],
+        Meta(
+            min_length=1,
+            description="host names; `*.example.org` is every name of one label more. A name "
+            "beats a `*.`",
+        ),
+    ]
+    cert_file: Annotated[str, Meta(min_length=1, description="certificate chain, PEM")]
+    key_file: Annotated[
+        str, Meta(description="its private key, PEM; empty: it is in `cert_file`")
+    ] = ""
+
+
 class ListenTlsSettings(Settings, frozen=True):
-    """TLS towards clients; off while `cert_file` is empty. SIGHUP reads the files again."""
+    """TLS towards clients; off while neither `cert_file` nor `certificates` names a certificate."""
 
     cert_file: Annotated[str, Meta(description="certificate chain, PEM")] = ""
     key_file: Annotated[
@@ -116,6 +144,19 @@ class ListenTlsSettings(Settings, frozen=True):
     client_ca_file: Annotated[
         str, Meta(description="clients must show a certificate that one of these signed, PEM")
     ] = ""
+    certificates: Annotated[
+        tuple[NamedCertificateSettings, ...],
+        Meta(
+            max_length=1000,
+            description="others by server name; clients that ask for another name, or for none, "
+            "get `cert_file`, and without that are closed",
+        ),
+    ] = ()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether clients must speak TLS."""
+        return bool(self.cert_file or self.certificates)
 
 
 class ProxyProtocolSettings(Settings, frozen=True):
@@ -137,11 +178,14 @@ class ProxyProtocolSettings(Settings, frozen=True):
 class ListenerSettings(Settings, frozen=True):
     """One more address to listen on: host and port, or a unix socket."""
 
-    host: Annotated[str, Meta(description="address; `::` takes IPv6 and IPv4")] = ""
-    port: Annotated[Port, Meta(description="port; 0: a free one, which the log names")] = 0
-    unix: Annotated[str, Meta(description="path of a unix socket, in place of host and port")] = ""
+    host: Annotated[str, RESTART, Meta(description="address; `::` takes IPv6 and IPv4")] = ""
+    port: Annotated[Port, RESTART, Meta(description="port; 0: a free one, which the log names")] = 0
+    unix: Annotated[
+        str, RESTART, Meta(description="path of a unix socket, in place of host and port")
+    ] = ""
     unix_mode: Annotated[
         str,
+        RESTART,
         Meta(
             pattern="^0?[0-7]{3}$",
             extra={"form": "three octal digits"},

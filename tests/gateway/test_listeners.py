@@ -26,6 +26,8 @@ from nexus.errors import ConfigError, ListenError
 from nexus.gateway.app import SPEC
 from nexus.net.listeners import Endpoint, bind_endpoint
 from nexus.net.run import load_service_settings
+from nexus.net.settings import ListenTlsSettings, NamedCertificateSettings
+from nexus.net.tls import server_context
 
 REQUEST = b"GET /api/echo HTTP/1.1\r\nHost: shop.example\r\n\r\n"
 V2_MAGIC = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -91,7 +93,11 @@ def doors(
         {"unix": str(unix), "unix_mode": "600"},
     ]
     gateway = GatewayProcess(
-        directory, request.param, [upstream_a.url], {"listeners": listeners, "workers": 2}
+        directory,
+        request.param,
+        [upstream_a.url],
+        # An open connection that goes on must not end by its idle time on a busy machine.
+        {"listeners": listeners, "workers": 2, "timeouts": {"head": 1, "keep_alive": 60}},
     ).start()
     yield Doors(gateway, authority, upstream_a, ports, unix)
     assert gateway.stop() == 0, gateway.output()
@@ -259,6 +265,94 @@ def test_renewed_certificate_is_taken_and_a_broken_one_is_not(doors: Doors) -> N
     assert doors.echoed(old).path == "/echo", "an open connection goes on"
 
 
+def shown(port: int, name: str | None) -> str:
+    """The certificate (PEM) that a client gets who asks for a name, right for it or not."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with (
+        socket.create_connection(("127.0.0.1", port), 10) as sock,
+        context.wrap_socket(sock, server_hostname=name) as secured,
+    ):
+        secured.sendall(b"GET /health HTTP/1.1\r\nHost: any\r\n\r\n")
+        assert secured.recv(100).startswith(b"HTTP/1.1 200")
+        der = secured.getpeercert(binary_form=True)
+        assert der is not None
+        return ssl.DER_cert_to_PEM_cert(der)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_certificates_by_server_name(
+    start_gateway: Callable[..., GatewayProcess],
+    upstream_a: Upstream,
+    tmp_path: Path,
+    workers: int,
+) -> None:
+    authority = Authority(tmp_path)
+    hosts = {"shop": ["shop.example"], "tenant": ["*.tenant.example"], "late": ["late.example"]}
+    pairs = {name: authority.issue(name, *names) for name, names in hosts.items()}
+    default = authority.issue("default", "default.example")
+
+    def named(*which: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "names": hosts[name],
+                "cert_file": str(pairs[name][0]),
+                "key_file": str(pairs[name][1]),
+            }
+            for name in which
+        ]
+
+    tls = {"cert_file": str(default[0]), "key_file": str(default[1])}
+    first = tls | {"certificates": named("shop", "tenant")}
+    port = free_port()
+    open_ = {"host": "127.0.0.1", "port": port}
+    strict = {"host": "127.0.0.1", "port": free_port(), "tls": {"certificates": named("shop")}}
+    listeners = [open_ | {"tls": first}, strict]
+    gateway = start_gateway([upstream_a.url], listeners=listeners, workers=workers)
+    shop, tenant, other = (file.read_text() for file in (pairs["shop"][0], pairs["tenant"][0],
+                                                          default[0]))  # fmt: skip
+    for name, certificate in (
+        ("shop.example", shop),
+        ("SHOP.example", shop),
+        ("a.tenant.example", tenant),
+        ("tenant.example", other),
+        ("a.b.tenant.example", other),
+        ("late.example", other),
+        (None, other),
+    ):
+        assert shown(port, name) == certificate, name
+    assert shown(strict["port"], "shop.example") == shop
+    for unknown in ("a.tenant.example", None):
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            shown(strict["port"], unknown)
+    # One is broken, another renewed at the same time: each for itself.
+    pairs["tenant"][0].write_text("no certificate")
+    authority.issue("shop", "shop.example")
+    renewed = pairs["shop"][0].read_text()
+    assert renewed != shop
+    wait_until(lambda: all(shown(port, "shop.example") == renewed for _ in range(8)))
+    wait_until(lambda: shown(strict["port"], "shop.example") == renewed)
+    assert shown(port, "a.tenant.example") == tenant
+    assert shown(port, None) == other
+    assert "listeners[0].tls.certificates[1].cert_file: cannot be used" in gateway.output()
+    authority.issue("tenant", "*.tenant.example")
+    tenant = pairs["tenant"][0].read_text()
+    wait_until(lambda: all(shown(port, "a.tenant.example") == tenant for _ in range(8)))
+    # Another name comes with a reload.
+    listeners = [
+        open_ | {"tls": tls | {"certificates": named("shop", "late")}},
+        strict | {"tls": {"certificates": named("late")}},
+    ]
+    gateway.write_config(gateway.config | {"listeners": listeners})
+    gateway.process.send_signal(signal.SIGHUP)
+    late = pairs["late"][0].read_text()
+    wait_until(lambda: all(shown(port, "late.example") == late for _ in range(8)))
+    wait_until(lambda: shown(strict["port"], "late.example") == late)
+    assert shown(port, "a.tenant.example") == other
+    assert "Traceback" not in gateway.output(), gateway.output()
+
+
 def test_tls_of_the_main_address_by_reload(
     start_gateway: Callable[..., GatewayProcess], upstream_a: Upstream, tmp_path: Path
 ) -> None:
@@ -294,6 +388,15 @@ def test_tls_of_the_main_address_by_reload(
     [
         ({"tls": {"cert_file": "/nowhere.pem"}}, "tls.cert_file: cannot be used"),
         ({"tls": {"key_file": "/nowhere.pem"}}, "tls.key_file: needs tls.cert_file"),
+        (
+            {"tls": {"certificates": [{"names": ["a.b"], "cert_file": "/nowhere.pem"}]}},
+            "tls.certificates[0].cert_file: cannot be used",
+        ),
+        (
+            {"tls": {"certificates": [{"names": ["a.*.b"], "cert_file": "x"}]}},
+            "tls.certificates[0].names[0]: expected a host name, or `*.` and a host name",
+        ),
+        ({"tls": {"certificates": [{"names": [], "cert_file": "x"}]}}, "tls.certificates[0].names"),
         ({"listeners": [{"port": 1}]}, "listeners[0]: expected either host and port, or unix"),
         (
             {"listeners": [{"unix": "/tmp/x", "host": "::1"}]},
@@ -322,6 +425,22 @@ def test_settings_that_cannot_be(settings: dict[str, Any], said: str, tmp_path: 
     with pytest.raises(ConfigError) as error:
         load_service_settings(SPEC, file)
     assert said in str(error.value)
+
+
+def test_a_name_has_one_certificate(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pairs = [authority.issue(name, "a.example") for name in ("one", "two")]
+    settings = ListenTlsSettings(
+        certificates=tuple(
+            NamedCertificateSettings(names=(name,), cert_file=str(cert), key_file=str(key))
+            for name, (cert, key) in zip(("a.example", "A.example"), pairs, strict=True)
+        )
+    )
+    with pytest.raises(
+        ConfigError, match=r"another certificate has the name 'A\.example'"
+    ) as error:
+        server_context(settings)
+    assert error.value.path == "tls.certificates[1].names[0]"
 
 
 def test_a_path_that_is_taken(start_gateway: Callable[..., Any], tmp_path: Path) -> None:

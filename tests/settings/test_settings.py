@@ -239,6 +239,7 @@ class Top(Settings, frozen=True):
     name: str = "a"
     deep: Deep = Deep()
     whole: Annotated[Deep, RESTART] = Deep()
+    many: Annotated[tuple[Deep, ...], RESTART] = ()
 
 
 def test_a_reload_keeps_what_needs_a_restart_at_any_depth() -> None:
@@ -250,3 +251,12 @@ def test_a_reload_keeps_what_needs_a_restart_at_any_depth() -> None:
     assert kept == Top(name="b", deep=Deep(free=2))
     assert names == ["port", "deep.kept", "whole"]
     assert keep_restart_only(old, Top(name="c")) == (Top(name="c"), [])
+
+
+def test_a_reload_changes_what_it_may_within_a_list_of_the_same_length() -> None:
+    old = Top(many=(Deep(), Deep()))
+    kept, names = keep_restart_only(old, Top(many=(Deep(free=2), Deep(kept=2, free=3))))
+    assert kept == Top(many=(Deep(free=2), Deep(free=3)))
+    assert names == ["many[1].kept"]
+    for other in ((), (Deep(free=2),)):
+        assert keep_restart_only(old, Top(many=other)) == (old, ["many"])
