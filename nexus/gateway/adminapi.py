@@ -8,9 +8,10 @@
     POST /admin/upstreams/weight   {"url", "weight"}    0: the weight of the service list again
     POST /admin/breakers/open      {"url"}              refuse all, until closed
     POST /admin/breakers/close     {"url"}              closed, counts empty; decides itself again
+    POST /admin/auth/revoke        {"of_client"}        all its tokens up to now, on all gateways
 
-Every action lies in shared memory: it holds for all workers within a tick of 50 ms, outlives a
-worker, and ends with the gateway. Each is one line in the log, with the peer that asked.
+Every action on upstreams lies in shared memory: it holds for all workers within a tick of 50 ms,
+outlives a worker, and ends with the gateway. Each is one line in the log, with the peer that asked.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 
+from nexus.gateway.authendpoints import end_everything, whose_everything
 from nexus.gateway.health import state_of
+from nexus.gateway.redisfeed import FAILURES
 
 if TYPE_CHECKING:
+    from nexus.gateway.denylist import Denylist
     from nexus.gateway.settings import GatewaySettings
     from nexus.gateway.upstreams import Upstreams
     from nexus.net.admin import Handler
@@ -65,9 +69,15 @@ def is_loopback(host: str) -> bool:
 class AdminApi:
     """Of one worker; whichever the kernel hands the connection to."""
 
-    def __init__(self, context: WorkerContext[Any, Any], upstreams: Upstreams) -> None:
+    def __init__(
+        self,
+        context: WorkerContext[Any, Any],
+        upstreams: Upstreams,
+        denylist: Callable[[], Denylist | None],
+    ) -> None:
         self._context: Final = context
         self._upstreams: Final = upstreams
+        self._denylist: Final = denylist
 
     @property
     def pages(self) -> dict[str, Handler]:
@@ -87,7 +97,7 @@ class AdminApi:
         return {
             f"/admin/{name}": self._guarded(self._action(name, action))
             for name, action in found.items()
-        }
+        } | {"/admin/auth/revoke": self._guarded(self._revoke)}
 
     # ------------------------------------------------------------------------------ who may ask
 
@@ -134,7 +144,33 @@ class AdminApi:
 
         return act
 
+    async def _revoke(self, request: web.Request) -> web.StreamResponse:
+        whose = whose_everything(await self._json(request))
+        if not isinstance(whose, str):
+            raise _RefusedError(whose[0], str(whose[1]["message"]))
+        denylist = self._denylist()
+        if denylist is None:
+            raise _RefusedError(409, "auth.enabled is false: there are no tokens")
+        peer = request.remote or "unix"
+        try:
+            await end_everything(denylist, whose, f"admin {peer}")
+        except FAILURES as error:
+            message = f"Redis is away: revoked here, but not yet everywhere: repeat ({error})"
+            raise _RefusedError(503, message) from None
+        log.warning("admin action", extra={"action": "auth/revoke", "entry": whose, "peer": peer})
+        return web.json_response({"revoked": whose})
+
     async def _read(self, request: web.Request) -> tuple[Server, Mapping[str, Any]]:
+        body = await self._json(request)
+        if not isinstance(body.get("url"), str):
+            raise _RefusedError(400, 'expected {"url": "<upstream>"}')
+        servers = self._upstreams.servers
+        server = servers.get(body["url"].rstrip("/"))
+        if server is None:
+            raise _RefusedError(404, f"no upstream {body['url']!r}; known: {', '.join(servers)}")
+        return server, body
+
+    async def _json(self, request: web.Request) -> dict[str, Any]:
         if request.content_type != "application/json":
             raise _RefusedError(415, "expected Content-Type: application/json")
         content = await request.content.read(_MAX_BODY + 1)
@@ -144,13 +180,9 @@ class AdminApi:
             body = json.loads(content)
         except ValueError as error:
             raise _RefusedError(400, f"not JSON: {error}") from None
-        if not isinstance(body, dict) or not isinstance(body.get("url"), str):
-            raise _RefusedError(400, 'expected {"url": "<upstream>"}')
-        servers = self._upstreams.servers
-        server = servers.get(body["url"].rstrip("/"))
-        if server is None:
-            raise _RefusedError(404, f"no upstream {body['url']!r}; known: {', '.join(servers)}")
-        return server, body
+        if not isinstance(body, dict):
+            raise _RefusedError(400, "expected a JSON object")
+        return body
 
     def _drain(self, server: Server, _body: Mapping[str, Any]) -> None:
         state_of(server).order(drained=True)

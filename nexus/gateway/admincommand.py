@@ -44,10 +44,21 @@ def main(argv: Sequence[str]) -> int:
         command.add_argument("upstream", metavar="URL", help="as in the service list")
         if name == "weight":
             command.add_argument("weight", type=int)
+    revoke = commands.add_parser(
+        "revoke", help="end all tokens that a client or subject was given, on all gateways"
+    )
+    whose = revoke.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--client", metavar="ID", help="client id")
+    whose.add_argument("--subject", metavar="SUB", help="subject of a provider's tokens")
+    revoke.add_argument("--issuer", metavar="ISS", help="provider; without: tokens of our own")
     given = parser.parse_args(argv)
     body: dict[str, Any] | None = None
     path = "/admin/state"
-    if given.command != "state":
+    if given.command == "revoke":
+        path = "/admin/auth/revoke"
+        named = {"of_client": given.client, "of_subject": given.subject, "issuer": given.issuer}
+        body = {name: value for name, value in named.items() if value}
+    elif given.command != "state":
         path = "/admin/" + _ACTIONS[given.command][0]
         body = {"url": given.upstream}
         if given.command == "weight":

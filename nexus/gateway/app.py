@@ -268,7 +268,7 @@ class Gateway:
             blocks = BlockList(settings.redis, context.metrics, self._is_trusted)
             self._phases.blocked = blocks.blocked
             self._tasks.append(loop.create_task(blocks.run()))
-        api = AdminApi(context, self._upstreams)
+        api = AdminApi(context, self._upstreams, lambda: self._auth.denylist)
         self._admin = await start_admin(
             context,
             {"/lb-stats": self._get_lb_stats, "/cb-stats": self._get_cb_stats, **api.pages},

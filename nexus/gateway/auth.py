@@ -19,8 +19,8 @@ import hmac
 import os
 import re
 import secrets
-from collections.abc import Container, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import jwt
 import msgspec
@@ -124,6 +124,23 @@ class Credentials(NamedTuple):
     scopes: frozenset[str] | None
 
 
+class Denied(Protocol):
+    """A denylist."""
+
+    def __contains__(self, entry: object) -> bool: ...
+
+    def cutoff(self, entry: str) -> float:
+        """Unix time up to which what was issued is denied; -1 where nothing is."""
+
+
+class _NothingDenied:
+    def __contains__(self, entry: object) -> bool:
+        return False
+
+    def cutoff(self, entry: str) -> float:  # noqa: ARG002
+        return -1.0
+
+
 class Authenticator:
     """Issues and verifies tokens for one worker. Raises ``ConfigError`` as :func:`check_settings`.
 
@@ -140,6 +157,7 @@ class Authenticator:
         "_max_cached",
         "_named",
         "_pepper",
+        "_revokers",
         "_rights",
         "_slow",
         "_ttl",
@@ -152,7 +170,7 @@ class Authenticator:
         settings: AuthSettings,
         metrics: LocalMetrics | None = None,
         providers: Mapping[str, Provider] | None = None,
-        denied: Container[str] = frozenset(),
+        denied: Denied | None = None,
     ) -> None:
         """``metrics``: where look-ups in the cache of verified tokens are counted, if anywhere.
         ``denied``: entries of the denylist; tell :meth:`forget` what is new in it."""
@@ -167,7 +185,7 @@ class Authenticator:
         self._ttl = settings.token_ttl_seconds
         self._named = {"iss": settings.issuer, "aud": settings.audience}
         self._verifier = TokenVerifier(settings, providers or {})
-        self._denied = denied
+        self._denied: Denied = denied if denied is not None else _NothingDenied()
         self._max_cached = settings.token_cache_entries
         #: Digests are worthless outside this process.
         self._pepper = os.urandom(32)
@@ -185,6 +203,7 @@ class Authenticator:
         #: One of the slow ones: whom nobody knows costs as much as whom somebody knows.
         self._slow = next((h for h in self._hashed.values() if h.slow), None)
         self._rights = {c.client_id: (c.roles, c.scopes) for c in settings.clients}
+        self._revokers = frozenset(c.client_id for c in settings.clients if c.may_revoke)
         #: Authorization field → whose it is; oldest first.
         self._verified: dict[bytes, Identity] = {}
 
@@ -208,12 +227,18 @@ class Authenticator:
         # Only what could have been a hit: nonsense is no look-up.
         self._count_miss()
         identity = self._verifier.verify(token, now)
-        if any(entry in self._denied for entry in identity.revocable):
+        if self._is_denied(identity):
             raise AuthError("revoked", "the token was revoked")
         # One spelling per token: a client must not fill the cache with "bearer", "BEARER", ….
         if len(authorization) == len(_PREFIX) + len(token) and authorization.startswith(_PREFIX):
             self._remember(authorization, identity)
         return identity
+
+    def _is_denied(self, identity: Identity) -> bool:
+        denied = self._denied
+        return any(entry in denied for entry in identity.revocable) or any(
+            denied.cutoff(entry) >= identity.issued for entry in identity.everything
+        )
 
     def verify_token(self, token: str, now: float) -> Identity:
         """The same for a token without ``Authorization``; nothing is remembered."""
@@ -226,7 +251,7 @@ class Authenticator:
         gone = [
             field
             for field, identity in self._verified.items()
-            if not new.isdisjoint(identity.revocable)
+            if not (new.isdisjoint(identity.revocable) and new.isdisjoint(identity.everything))
         ]
         for field in gone:
             del self._verified[field]
@@ -346,6 +371,10 @@ class Authenticator:
             reply["scope"] = " ".join(granted)
         return 200, reply
 
+    def may_revoke(self, client_id: str) -> bool:
+        """Whether a client may end the tokens of others."""
+        return client_id in self._revokers
+
     def _digest(self, secret: str) -> bytes:
         return hashlib.blake2b(secret.encode(errors="surrogatepass"), key=self._pepper).digest()
 
@@ -386,6 +415,7 @@ def _token_of(authorization: bytes) -> bytes:
 _TITLES: Final = {
     400: "Bad Request",
     401: "Unauthorized",
+    403: "Forbidden",
     404: "Not Found",
     413: "Content Too Large",
     503: "Service Unavailable",

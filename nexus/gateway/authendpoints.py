@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Coroutine
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nexus.gateway.auth import Authenticator, AuthError, Credentials, json_object, refusal
+from nexus.gateway.denylist import CUTOFF_SECONDS, everything_of
 from nexus.gateway.redisfeed import FAILURES
 from nexus.gateway.sessions import BadRefreshTokenError, RefreshTokens, Sessions
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from nexus.gateway.settings_auth import AuthSettings
     from nexus.observability.registry import LocalMetrics
 
-__all__ = ["AuthEndpoints"]
+__all__ = ["AuthEndpoints", "end_everything", "whose_everything"]
 
 log = logging.getLogger("nexus.gateway.auth")
 
@@ -40,6 +43,40 @@ _NO_STORE: Final = b"Cache-Control: no-store\r\n"
 _CHALLENGE: Final = b'WWW-Authenticate: Bearer realm="nexus"\r\n'
 _RETRY: Final = b"Retry-After: 1\r\n"
 _COOKIE_PATH: Final = "/auth"
+
+
+_WRONG: Final = refusal(401, "bad_credentials", "client_id or client_secret is wrong")
+
+
+def whose_everything(fields: dict[str, Any], default: str = "") -> str | Reply:
+    """The entry of the denylist that JSON names: ``of_client`` or ``of_subject``, ``issuer``.
+
+    ``default`` is the client that is meant where neither is there.
+    """
+    texts: dict[str, str] = {}
+    for name in ("of_client", "of_subject", "issuer"):
+        value = fields.get(name, "")
+        if not isinstance(value, str) or (name in fields and not value):
+            return refusal(400, "bad_field", f"{name}: expected text that is not empty")
+        texts[name] = value
+    client, subject, issuer = texts.values()
+    if client and subject:
+        return refusal(400, "bad_field", "expected of_client or of_subject, got both")
+    if subject and not issuer:
+        return refusal(400, "missing_field", "issuer is missing: subjects are those of providers")
+    if issuer and not (client or subject):
+        return refusal(400, "missing_field", "of_client or of_subject is missing")
+    if subject:
+        return everything_of("subject", subject, issuer)
+    if not client and not default:
+        return refusal(400, "missing_field", "of_client or of_subject is missing")
+    return everything_of("client", client or default, issuer)
+
+
+async def end_everything(denylist: Denylist, whose: str, by: str) -> None:
+    """All tokens and sessions up to now; raises what a Redis that is away raises."""
+    await denylist.deny((whose,), time.time() + CUTOFF_SECONDS)
+    log.warning("all tokens were revoked", extra={"entry": whose, "by": by})
 
 
 class AuthEndpoints:
@@ -78,7 +115,11 @@ class AuthEndpoints:
         asked = authenticator.read(body)
         if not isinstance(asked, Credentials):
             self._answer(exchange, *asked)
-        elif authenticator.is_slow(asked) or self.sessions is not None:
+        elif (
+            authenticator.is_slow(asked)
+            or self.sessions is not None
+            or self._barred_until(asked.client_id) > exchange.wall_ns / 1e9
+        ):
             self._later(exchange, self._token(authenticator, asked, exchange.wall_ns / 1e9))
         else:
             self._answer(exchange, *authenticator.issue(body, exchange.wall_ns / 1e9))
@@ -86,14 +127,9 @@ class AuthEndpoints:
     async def _token(
         self, authenticator: Authenticator, asked: Credentials, now: float
     ) -> tuple[Reply, bytes]:
-        if authenticator.is_slow(asked):
-            async with self._hashing:
-                good = await asyncio.to_thread(authenticator.matches, asked)
-        else:
-            good = authenticator.matches(asked)
-        if not good:
-            wrong = refusal(401, "bad_credentials", "client_id or client_secret is wrong")
-            return wrong, b""
+        if not await self._proves(authenticator, asked):
+            return _WRONG, b""
+        now = await self._counted_from(asked.client_id, now)
         status, document = authenticator.grant(asked.client_id, asked.scopes, now)
         settings = self._settings
         if status != 200 or self.sessions is None or settings is None:
@@ -107,6 +143,31 @@ class AuthEndpoints:
             return (status, document), b""
         reply = authenticator.grant(asked.client_id, asked.scopes, now, session)
         return self._with_refresh(reply, self._tokens.make(session, 1), ttl)
+
+    async def _proves(self, authenticator: Authenticator, asked: Credentials) -> bool:
+        if not authenticator.is_slow(asked):
+            return authenticator.matches(asked)
+        async with self._hashing:
+            return await asyncio.to_thread(authenticator.matches, asked)
+
+    def _barred_until(self, client_id: str) -> float:
+        """Unix time from which new tokens of a client are told from those that were ended."""
+        if self.denylist is None:
+            return 0.0
+        cutoff = self.denylist.cutoff(everything_of("client", client_id))
+        return math.floor(cutoff) + 1.0
+
+    async def _counted_from(self, client_id: str, now: float) -> float:
+        """``iat`` is in whole seconds: a token of the second in which all were ended would be dead.
+
+        So whoever asks in that second waits for the next one; returns the time then.
+        """
+        wait = self._barred_until(client_id) - now
+        if wait <= 0:
+            return now
+        # More than a second only where the gateways' clocks disagree.
+        await asyncio.sleep(min(wait, 2.0))
+        return max(time.time(), now + min(wait, 2.0))
 
     def _with_refresh(self, reply: Reply, token: str, seconds: int) -> tuple[Reply, bytes]:
         """The token in the JSON, or in its cookie."""
@@ -163,6 +224,13 @@ class AuthEndpoints:
             return refusal(401, "refresh_reused", "it was used before: the session is over"), b""
         if found.outcome == "unknown":
             return refusal(401, "session_ended", "the session is over: ask for a token anew"), b""
+        denylist = self.denylist
+        entry = everything_of("client", found.client_id)
+        if denylist is not None and denylist.cutoff(entry) >= found.begun:
+            # Known here, and lost by Redis.
+            await self._end(session)
+            return refusal(401, "session_ended", "the session is over: ask for a token anew"), b""
+        now = await self._counted_from(found.client_id, now)
         reply = authenticator.grant(found.client_id, found.scopes, now, session)
         if reply[0] != 200:  # the client, or a scope of it, is not configured any more
             await self._end(session)
@@ -182,11 +250,16 @@ class AuthEndpoints:
         """End a token before its time (RFC 7009): whoever holds it may.
 
         An access token ends alone; a refresh token ends its session with all that came of it. 200
-        also for what is no token (any more); 503 where only this worker knows of it yet.
+        also for what is no token (any more); 503 where only this worker knows of it yet. With
+        ``all`` and a client's secret everything ends that was issued before: :meth:`_revoke_all`.
         """
         authenticator, denylist = self.authenticator, self.denylist
         if authenticator is None or denylist is None:
             exchange.reject(404, "auth_disabled", "There are no tokens to revoke here.")
+            return
+        fields = json_object(body) if b'"all"' in body else {}
+        if isinstance(fields, dict) and fields.get("all") is True:
+            self._revoke_all(exchange, authenticator, denylist, body, fields)
             return
         token = self._shown(exchange.cookie, body, "token")
         if not isinstance(token, str):
@@ -221,6 +294,50 @@ class AuthEndpoints:
             log.warning("a token is revoked here, but not elsewhere: Redis is away: %s", error)
             return refusal(503, "sessions_unavailable", "not yet revoked everywhere: repeat"), b""
         log.info("a token was revoked", extra={"entries": list(entries)})
+        return (200, {}), b""
+
+    def _revoke_all(
+        self,
+        exchange: Exchange,
+        authenticator: Authenticator,
+        denylist: Denylist,
+        body: bytes,
+        fields: dict[str, Any],
+    ) -> None:
+        """All tokens that were issued up to now: the client's own, or with ``may_revoke`` others'.
+
+        ``{client_id, client_secret, all: true}``, and perhaps ``of_client`` or ``of_subject``, with
+        ``issuer`` for those of a provider.
+        """
+        asked = authenticator.read(body)
+        if not isinstance(asked, Credentials):
+            self._answer(exchange, *asked)
+            return
+        whose = whose_everything(fields, asked.client_id)
+        if not isinstance(whose, str):
+            self._answer(exchange, *whose)
+            return
+        own = whose == everything_of("client", asked.client_id)
+        work = self._end_everything(authenticator, denylist, asked, whose, own)
+        self._later(exchange, work)
+
+    async def _end_everything(
+        self,
+        authenticator: Authenticator,
+        denylist: Denylist,
+        asked: Credentials,
+        whose: str,
+        own: bool,
+    ) -> tuple[Reply, bytes]:
+        if not await self._proves(authenticator, asked):
+            return _WRONG, b""
+        if not own and not authenticator.may_revoke(asked.client_id):
+            return refusal(403, "may_not_revoke", "the client may end only its own tokens"), b""
+        try:
+            await end_everything(denylist, whose, f"client {asked.client_id}")
+        except FAILURES as error:
+            log.warning("tokens are revoked here, but not elsewhere: Redis is away: %s", error)
+            return refusal(503, "sessions_unavailable", "not yet revoked everywhere: repeat"), b""
         return (200, {}), b""
 
     # ----------------------------------------------------------------------------------- helpers

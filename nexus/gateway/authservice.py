@@ -61,6 +61,11 @@ class AuthService:
         self.endpoints.apply(auth, authenticator)
         return authenticator
 
+    @property
+    def denylist(self) -> Denylist | None:
+        """``None`` while authentication was never on."""
+        return self._denylist
+
     async def ready(self) -> None:
         """Until tokens can be checked, but not for long."""
         denylist = self._denylist

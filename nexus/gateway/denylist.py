@@ -1,7 +1,10 @@
 """Tokens and sessions that were revoked: in Redis for all gateways, here for every request.
 
 One sorted set, ``nexus:auth:denied``: member ``tok:<digest>`` or ``sid:<session>``, score the Unix
-second in which it would have ended anyway. An announcement on the channel of the same name brings a
+second in which it would have ended anyway. A member ``all:…`` ends all tokens of a client or of a
+subject that were issued up to an instant: its score less :data:`CUTOFF_SECONDS`.
+
+ An announcement on the channel of the same name brings a
 new one to every worker at once, a look at the whole set within a second if that was lost. What is
 known here is never forgotten before its time, whatever becomes of Redis, and is given back to a
 Redis that has lost it.
@@ -14,19 +17,24 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import quote
 
 from nexus.gateway import redisfeed
 
 if TYPE_CHECKING:
     from nexus.observability.registry import LocalMetrics
 
-__all__ = ["CHANNEL", "DENIED_KEY", "Denylist"]
+__all__ = ["CHANNEL", "CUTOFF_SECONDS", "DENIED_KEY", "Denylist", "everything_of"]
 
 log = logging.getLogger("nexus.gateway.auth")
 
 DENIED_KEY: Final = "nexus:auth:denied"
 CHANNEL: Final = DENIED_KEY
+
+#: For how long "all up to now" is remembered: no token of our own lives longer (`token_ttl_seconds`
+#: is at most 30 days, the leeway five minutes).
+CUTOFF_SECONDS: Final = 2_592_000 + 600
 
 #: Entries that one worker holds, about 20 MiB.
 MAX_ENTRIES: Final = 100_000
@@ -35,6 +43,11 @@ MAX_ENTRIES: Final = 100_000
 _RESYNC_SECONDS: Final = 0.9
 _LONG: Final = 2000
 _LONG_RESYNC_SECONDS: Final = 10.0
+
+
+def everything_of(kind: Literal["client", "subject"], name: str, issuer: str = "") -> str:
+    """The entry that ends all tokens of a client or subject; ``issuer`` is empty for our own."""
+    return f"all:{kind}:{quote(issuer, safe='')}:{quote(name, safe='')}"
 
 
 class Denylist:
@@ -60,6 +73,11 @@ class Denylist:
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def cutoff(self, entry: str) -> float:
+        """Unix time up to which tokens of :func:`everything_of` somebody count no more; or -1."""
+        end = self._ends.get(entry)
+        return -1.0 if end is None else end - CUTOFF_SECONDS
 
     async def run(self) -> None:
         """Follow Redis until cancelled."""
@@ -118,10 +136,14 @@ class Denylist:
         self._looked.set()
         self._ends = {entry: end for entry, end in self._ends.items() if end > now}
         self._entries.set(len(self._ends))
-        missing = {e: end for e, end in self._ends.items() if e not in there and end > now + 1}
+        missing = {
+            e: end
+            for e, end in self._ends.items()
+            if there.get(e, 0) < end - 0.001 and end > now + 1
+        }
         if missing:
             pipe = client.pipeline(transaction=False)
-            pipe.zadd(DENIED_KEY, missing)
+            pipe.zadd(DENIED_KEY, missing, gt=True)
             for entry in missing:
                 pipe.publish(CHANNEL, entry)
             await pipe.execute()
@@ -133,13 +155,17 @@ class Denylist:
         self._looked.set()
 
     def _learn(self, found: dict[str, float]) -> None:
-        new = [entry for entry in found if entry not in self._ends]
-        if len(self._ends) + len(new) > MAX_ENTRIES:
+        ends = self._ends
+        # Everything of somebody may be ended once more, which is a later end of the same entry.
+        later = [entry for entry in found if entry in ends and found[entry] > ends[entry]]
+        new = [entry for entry in found if entry not in ends]
+        if len(ends) + len(new) > MAX_ENTRIES:
             if not self._full:
                 log.error("denylist: full", extra={"entries": MAX_ENTRIES})
             self._full = True
-            new = new[: max(0, MAX_ENTRIES - len(self._ends))]
+            new = new[: max(0, MAX_ENTRIES - len(ends))]
+        new += later
         if new:
-            self._ends.update({entry: found[entry] for entry in new})
-            self._entries.set(len(self._ends))
+            ends.update({entry: found[entry] for entry in new})
+            self._entries.set(len(ends))
             self._forget(new)

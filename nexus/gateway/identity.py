@@ -15,7 +15,18 @@ class Identity:
     space in a scope.
     """
 
-    __slots__ = ("client_id", "end", "fields", "issuer", "revocable", "roles", "scopes", "subject")
+    __slots__ = (
+        "client_id",
+        "end",
+        "everything",
+        "fields",
+        "issued",
+        "issuer",
+        "revocable",
+        "roles",
+        "scopes",
+        "subject",
+    )
 
     def __init__(
         self,
@@ -27,6 +38,8 @@ class Identity:
         roles: Iterable[str] = (),
         scopes: Iterable[str] = (),
         revocable: tuple[str, ...] = (),
+        issued: float = 0.0,
+        everything: tuple[str, ...] = (),
     ) -> None:
         self.client_id: Final = client_id
         #: Unix time, seconds, from which it counts no more.
@@ -35,8 +48,12 @@ class Identity:
         self.issuer: Final = issuer
         self.roles: Final = frozenset(roles)
         self.scopes: Final = frozenset(scopes)
-        #: Entries of the denylist that end it: ``jti:…``, ``sid:…``.
+        #: Entries of the denylist that end it: ``tok:…``, ``sid:…``.
         self.revocable: Final = revocable
+        #: Unix time, seconds; 0, which is before everything, of a token that does not say.
+        self.issued: Final = issued
+        #: Entries of the denylist that end it if it was issued before they were made: ``all:…``.
+        self.everything: Final = everything
         lines = [("x-auth-client", client_id)]
         if subject:
             lines.append(("x-auth-subject", subject))

@@ -56,6 +56,7 @@ REASONS: Final[dict[str, tuple[int, str]]] = {
     "sessions_unavailable": (503, "Redis is away, which keeps sessions and the denylist"),
     "auth_busy": (503, "too many answers of `/auth/…` are under way"),
     "bad_credentials": (401, "no such client, or a wrong secret"),
+    "may_not_revoke": (403, "the client ends all tokens of others without `may_revoke`"),
     "bad_scope": (400, "the client asks for a scope that it does not have"),
     # Tokens
     "missing_token": (401, "no Authorization field"),

@@ -15,10 +15,11 @@ import binascii
 import hashlib
 import hmac
 import secrets
+import time
 from typing import Any, Final, NamedTuple
 
 from nexus.gateway import redisfeed
-from nexus.gateway.denylist import CHANNEL, DENIED_KEY
+from nexus.gateway.denylist import CHANNEL, CUTOFF_SECONDS, DENIED_KEY, everything_of
 
 __all__ = ["BadRefreshTokenError", "RefreshTokens", "Renewed", "Sessions"]
 
@@ -28,14 +29,21 @@ _SESSION_BYTES: Final = 16
 _MAC_BYTES: Final = 32
 _MAX_TOKEN: Final = 128
 
-#: KEYS: session, denylist. ARGV: number shown, entry of the denylist, seconds that it stays there.
-#: → {client, scope, next number} | {"reused", client} | {"unknown"}
+#: KEYS: session, denylist. ARGV: number shown, entry of the denylist, seconds that it stays there,
+#: channel, CUTOFF_SECONDS. A session that began before all of its client was ended is over, even if
+#: no worker has heard of that yet.
+#: → {"renewed", client, scope, next number, seconds left, begun} | {"reused", client} | {"unknown"}
 _RENEW: Final = """
-local f = redis.call('HMGET', KEYS[1], 'client', 'scope', 'due')
+local f = redis.call('HMGET', KEYS[1], 'client', 'scope', 'due', 'begun', 'everything')
 if not f[1] then return {'unknown'} end
+local ended = f[5] and redis.call('ZSCORE', KEYS[2], f[5])
+if ended and tonumber(ended) - ARGV[5] >= tonumber(f[4]) then
+  redis.call('DEL', KEYS[1])
+  return {'unknown'}
+end
 if f[3] == ARGV[1] then
   return {'renewed', f[1], f[2], redis.call('HINCRBY', KEYS[1], 'due', 1),
-          redis.call('TTL', KEYS[1])}
+          redis.call('TTL', KEYS[1]), f[4] or '0'}
 end
 redis.call('DEL', KEYS[1])
 redis.call('ZADD', KEYS[2], 'GT', redis.call('TIME')[1] + ARGV[3], ARGV[2])
@@ -58,6 +66,8 @@ class Renewed(NamedTuple):
     number: int = 0
     #: Seconds until the session ends.
     left: int = 0
+    #: Unix time of the session's begin.
+    begun: float = 0.0
 
 
 class RefreshTokens:
@@ -104,7 +114,14 @@ class Sessions:
         session = secrets.token_hex(_SESSION_BYTES)
         scope = "*" if scopes is None else " ".join(sorted(scopes))
         pipe = self._client.pipeline(transaction=True)
-        pipe.hset(_KEY_PREFIX + session, mapping={"client": client_id, "scope": scope, "due": 1})
+        fields = {
+            "client": client_id,
+            "scope": scope,
+            "due": 1,
+            "begun": f"{time.time():.6f}",
+            "everything": everything_of("client", client_id),
+        }
+        pipe.hset(_KEY_PREFIX + session, mapping=fields)
         pipe.expire(_KEY_PREFIX + session, seconds)
         await pipe.execute()
         return session
@@ -113,14 +130,15 @@ class Sessions:
         """Use a refresh token; of one that was used before nothing of its session survives."""
         found = await self._renew(
             keys=[_KEY_PREFIX + session, DENIED_KEY],
-            args=[number, f"sid:{session}", deny_seconds, CHANNEL],
+            args=[number, f"sid:{session}", deny_seconds, CHANNEL, CUTOFF_SECONDS],
         )
         outcome = str(found[0])
         if outcome != "renewed":
             return Renewed(outcome, str(found[1]) if len(found) > 1 else "")
         scope = str(found[2])
         scopes = None if scope == "*" else frozenset(scope.split())
-        return Renewed(outcome, str(found[1]), scopes, int(found[3]), int(found[4]))
+        number, left, begun = int(found[3]), int(found[4]), float(found[5])
+        return Renewed(outcome, str(found[1]), scopes, number, left, begun)
 
     async def end(self, session: str) -> None:
         """No refresh token of it is good any more."""

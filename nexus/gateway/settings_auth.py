@@ -31,6 +31,10 @@ class ClientSettings(Settings, frozen=True):
     scopes: Annotated[
         tuple[str, ...], Meta(description="put into its tokens, or what it asks for of them")
     ] = ()
+    may_revoke: Annotated[
+        bool,
+        Meta(description="may end all tokens of other clients and subjects, at `/auth/revoke`"),
+    ] = False
 
 
 class ProviderSettings(Settings, frozen=True):

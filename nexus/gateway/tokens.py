@@ -23,6 +23,7 @@ import jwt
 import msgspec
 
 from nexus.errors import NexusError
+from nexus.gateway.denylist import everything_of
 from nexus.gateway.identity import Identity
 
 if TYPE_CHECKING:
@@ -136,7 +137,13 @@ class TokenVerifier:
             roles &= rights[0]
             scopes &= rights[1]
         return Identity(
-            client_id, end, roles=roles, scopes=scopes, revocable=_revocable(token, claims)
+            client_id,
+            end,
+            roles=roles,
+            scopes=scopes,
+            revocable=_revocable(token, claims),
+            issued=_issued(claims),
+            everything=(everything_of("client", client_id),),
         )
 
     # ------------------------------------------------------------------------------- of providers
@@ -174,15 +181,21 @@ class TokenVerifier:
         client = _claim(claims, name)
         if client is None:
             raise AuthError("missing_claim", f"the token has no claim {name}")
-        subject = claims.get("sub", "")
+        client_id, subject = _client_id(client, name), claims.get("sub", "")
+        everything = [everything_of("client", client_id, settings.issuer)]
+        if subject:
+            subject = _client_id(subject, "sub", 256)
+            everything.append(everything_of("subject", subject, settings.issuer))
         return Identity(
-            _client_id(client, name),
+            client_id,
             end,
-            subject=_client_id(subject, "sub", 256) if subject else "",
+            subject=subject or "",
             issuer=settings.issuer,
             roles=_rights(claims, settings.roles_claim),
             scopes=_rights(claims, settings.scopes_claim),
             revocable=_revocable(token, claims),
+            issued=_issued(claims),
+            everything=tuple(everything),
         )
 
     # --------------------------------------------------------------------------------- the times
@@ -208,6 +221,14 @@ def _revocable(token: bytes, claims: dict[str, Any]) -> tuple[str, ...]:
     entry = f"tok:{hashlib.sha256(signing_input(token)).hexdigest()[:32]}"
     session = claims.get("sid")
     return (entry, f"sid:{session}") if isinstance(session, str) and session else (entry,)
+
+
+def _issued(claims: dict[str, Any]) -> float:
+    """A token that does not say when it was issued counts as older than any revocation."""
+    try:
+        return max(0.0, _number(claims, "iat"))
+    except (KeyError, AuthError):
+        return 0.0
 
 
 def _part(token: bytes, number: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from nexus.errors import ConfigError
 from nexus.gateway.auth import Authenticator, AuthError, check_settings
+from nexus.gateway.denylist import everything_of
 from nexus.gateway.settings_auth import AuthSettings, ClientSettings
 from nexus.observability.registry import Registry
 
@@ -311,3 +312,48 @@ def test_a_client_given_twice_is_refused() -> None:
     client = ClientSettings(client_id="a", client_secret="12345678")
     with pytest.raises(ConfigError, match=r"auth\.clients\[1\]\.client_id: .*'a' is given twice"):
         check_settings(settings(clients=(client, client)))
+
+
+class Ended:
+    """A denylist on which everything of one somebody was ended."""
+
+    def __init__(self, entry: str, cutoff: float) -> None:
+        self.entry, self.at = entry, cutoff
+
+    def __contains__(self, entry: object) -> bool:
+        return False
+
+    def cutoff(self, entry: str) -> float:
+        return self.at if entry == self.entry else -1.0
+
+
+@pytest.mark.parametrize(
+    ("claims", "passes"),
+    [
+        ({"iat": NOW - 1}, False),
+        ({"iat": NOW}, False),
+        ({"iat": NOW + 1}, True),
+        ({}, False),  # whoever does not say when counts as before
+        ({"iat": -5}, False),
+        ({"iat": "soon"}, False),
+    ],
+)
+def test_what_was_issued_before_everything_was_ended(claims: dict[str, Any], passes: bool) -> None:
+    token = jwt.encode({"client_id": "shop", "exp": NOW + 99} | claims, KEY, algorithm="HS256")
+    field = f"Bearer {token}".encode()
+    name = everything_of("client", "shop")
+    ended = Ended(name, NOW + 0.5)
+    auth = Authenticator(settings(clients=()), denied=ended)
+    if passes:
+        assert auth.verify(field, NOW + 1).client_id == "shop"
+        ended.at = NOW + 2  # once more
+        auth.forget([name])
+    with pytest.raises(AuthError) as caught:
+        auth.verify(field, NOW + 1)
+    assert caught.value.reason == "revoked"
+    # Of somebody else, or a client of that name at a provider: another one.
+    for other in ("shop2", "sho"):
+        other_auth = Authenticator(settings(clients=()), denied=Ended(other, NOW + 9))
+        assert other_auth.verify(field, NOW + 1).client_id == "shop"
+    assert everything_of("client", "shop", "https://id") != name
+    assert everything_of("client", "b:c", "a") != everything_of("client", "c", "a:b")

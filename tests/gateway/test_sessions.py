@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jwt
+import psutil
 import pytest
 import redis
 from gateway_process import BACKENDS, GatewayProcess, Response, check_backend
@@ -44,7 +47,9 @@ def auth(**changed: Any) -> dict[str, Any]:
             "client_secret": hash_secret(CLIENT_SECRET),
             "roles": ["user"],
             "scopes": ["read", "write"],
-        }
+        },
+        {"client_id": "other", "client_secret": CLIENT_SECRET},
+        {"client_id": "operator", "client_secret": CLIENT_SECRET, "may_revoke": True},
     ]
     return {
         "enabled": True,
@@ -81,8 +86,8 @@ def post(gateway: GatewayProcess, path: str, *fields: str, **body: Any) -> Respo
     return gateway.request(path, "POST", json.dumps(body).encode() if body else b"", *fields)
 
 
-def login(gateway: GatewayProcess, **more: Any) -> dict[str, Any]:
-    reply = post(gateway, "/auth/token", client_id="app", client_secret=CLIENT_SECRET, **more)
+def login(gateway: GatewayProcess, client: str = "app", **more: Any) -> dict[str, Any]:
+    reply = post(gateway, "/auth/token", client_id=client, client_secret=CLIENT_SECRET, **more)
     assert reply.status == 200, reply
     assert reply.value("cache-control") == "no-store"
     return dict(reply.json)
@@ -182,6 +187,97 @@ def test_a_refresh_token_is_revoked_with_its_session(gateway: GatewayProcess) ->
     assert post(gateway, "/auth/refresh", refresh_token=held["refresh_token"]).status == 401
 
 
+def revoke_all(gateway: GatewayProcess, by: str = "app", **fields: Any) -> Response:
+    credentials = {"client_id": by, "client_secret": CLIENT_SECRET, "all": True}
+    return post(gateway, "/auth/revoke", **credentials | fields)
+
+
+def end(gateway: GatewayProcess, held: dict[str, Any]) -> None:
+    """Wait until neither token of a login is good for anything, on either worker."""
+    token = held["access_token"]
+    wait_until(lambda: everywhere(gateway, token) == {401}, 5.0, "the revocation")
+    assert get(gateway, token).json["reason"] == "revoked"
+    late = post(gateway, "/auth/refresh", refresh_token=held["refresh_token"])
+    assert (late.status, late.json["reason"]) == (401, "session_ended")
+
+
+def test_a_client_ends_all_that_it_was_given(gateway: GatewayProcess) -> None:
+    held = [login(gateway), login(gateway)]
+    renewed = post(gateway, "/auth/refresh", refresh_token=held[1]["refresh_token"]).json
+    others = login(gateway, "other")
+    for one in (*held, renewed):  # known to both workers
+        assert everywhere(gateway, one["access_token"]) == {200}
+    assert revoke_all(gateway).status == 200
+    # At once asked for, in the same second: good all the same, on both workers, and stays so.
+    fresh = login(gateway)
+    end(gateway, held[0])
+    end(gateway, renewed)
+    assert everywhere(gateway, held[1]["access_token"]) == {401}
+    assert everywhere(gateway, fresh["access_token"]) == {200}
+    assert post(gateway, "/auth/refresh", refresh_token=fresh["refresh_token"]).status == 200
+    assert everywhere(gateway, others["access_token"]) == {200}
+    # Once more: what came in between ends too.
+    assert revoke_all(gateway).status == 200
+    end(gateway, fresh)
+    assert everywhere(gateway, others["access_token"]) == {200}
+
+
+def test_who_may_end_the_tokens_of_others(gateway: GatewayProcess) -> None:
+    held = login(gateway, "other")
+    refused = revoke_all(gateway, of_client="other")
+    assert (refused.status, refused.json["reason"]) == (403, "may_not_revoke")
+    # Its own name at a provider is somebody else.
+    assert revoke_all(gateway, of_client="app", issuer="https://id").status == 403
+    assert revoke_all(gateway, of_subject="app", issuer="https://id").status == 403
+    wrong = revoke_all(gateway, "operator", client_secret="wrong", of_client="other")
+    assert (wrong.status, wrong.json["reason"]) == (401, "bad_credentials")
+    for reason, fields in (
+        ("bad_field", {"of_client": 5}),
+        ("bad_field", {"of_client": "a", "of_subject": "b", "issuer": "c"}),
+        ("missing_field", {"of_subject": "b"}),
+        ("missing_field", {"issuer": "c"}),
+        ("bad_field", {"client_secret": ""}),
+    ):
+        reply = revoke_all(gateway, "operator", **fields)
+        assert (reply.status, reply.json["reason"]) == (400, reason), fields
+    # Credentials alone end nothing: a token that is missing is a mistake.
+    assert revoke_all(gateway, "other", all=False).json["reason"] == "missing_field"
+    assert everywhere(gateway, held["access_token"]) == {200}
+    assert revoke_all(gateway, "operator", of_client="other").status == 200
+    end(gateway, held)
+
+
+def test_the_admin_listener_ends_tokens_on_every_gateway(
+    start_gateway: Any, upstream_a: Upstream, store: RedisServer
+) -> None:
+    gateway = start_gateway([upstream_a.url], auth=auth(), redis={"url": store.url}, workers=2)
+    second = start_gateway([upstream_a.url], auth=auth(), redis={"url": store.url})
+    held = login(gateway)
+    assert get(second, held["access_token"]).status == 200
+    url = f"http://127.0.0.1:{second.admin_port}"
+    command = [sys.executable, "-m", "nexus", "admin", "--url", url, "revoke", "--client", "app"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(done.stdout) == {"revoked": "all:client::app"}
+    assert get(second, held["access_token"]).json["reason"] == "revoked"
+    end(gateway, held)
+    # A worker that starts later knows it from Redis.
+    for process in psutil.Process(second.process.pid).children():
+        process.kill()
+    wait_until(lambda: reached(second, held["access_token"]) == 401, 30, "a new worker")
+    assert get(second, login(second)["access_token"]).status == 200
+    bad = subprocess.run([*command[:-2], "--subject", "x"], capture_output=True, check=False)
+    assert bad.returncode == 1
+    assert b"issuer is missing" in bad.stderr
+
+
+def reached(gateway: GatewayProcess, token: str) -> int:
+    """The status, or 0 while nobody answers."""
+    try:
+        return get(gateway, token).status
+    except (OSError, EOFError):
+        return 0
+
+
 def test_wrong_secrets(gateway: GatewayProcess) -> None:
     for client, secret in (("app", "wrong secret"), ("nobody", CLIENT_SECRET)):
         reply = post(gateway, "/auth/token", client_id=client, client_secret=secret)
@@ -193,7 +289,14 @@ def test_redis_holds_nothing_that_opens_a_door(gateway: GatewayProcess, store: R
     client = redis.Redis.from_url(store.url, decode_responses=True)
     kept = {key: client.hgetall(key) for key in client.scan_iter("nexus:auth:session:*")}
     session = held["refresh_token"].split(".")[0]
-    assert kept[f"nexus:auth:session:{session}"] == {"client": "app", "scope": "*", "due": "1"}
+    begun = float(kept[f"nexus:auth:session:{session}"].pop("begun"))
+    assert 0 <= time.time() - begun < 60
+    assert kept[f"nexus:auth:session:{session}"] == {
+        "client": "app",
+        "scope": "*",
+        "due": "1",
+        "everything": "all:client::app",
+    }
     assert 0 < client.ttl(f"nexus:auth:session:{session}") <= 600
     client.close()
 
