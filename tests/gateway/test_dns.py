@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
+import json
+import socket
 import socketserver
 import threading
 import time
@@ -101,6 +105,73 @@ def test_names_are_upstreams(
         warnings = gateway.output().count("cannot be resolved")
         until(lambda: gateway.output().count("cannot be resolved") > warnings)  # noqa: B023
         assert served(gateway).keys() == {"a", "b"}
+
+
+class Named(http.server.BaseHTTPRequestHandler):
+    """Tells on which address it was reached."""
+
+    def do_GET(self) -> None:
+        address = str(self.server.server_address[0])
+        self.send_response(200)
+        self.send_header("X-Upstream", address)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nowhere."""
+
+
+class Server6(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
+@contextlib.contextmanager
+def one_port(*hosts: str) -> Iterator[int]:
+    """A port on which a server of its own answers at each of these addresses."""
+    port = 0
+    with contextlib.ExitStack() as stack:
+        for host in hosts:
+            kind = Server6 if ":" in host else http.server.ThreadingHTTPServer
+            server = stack.enter_context(kind((host, port), Named))
+            stack.callback(server.shutdown)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            port = server.server_address[1]
+        yield port
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_addresses_of_names_are_upstreams(
+    start_gateway: Callable[..., GatewayProcess], names: NameServer, workers: int
+) -> None:
+    with one_port("127.0.0.2", "127.0.0.3", "::1") as port:
+        four, six = ("app.test.", "A"), ("app.test.", "AAAA")
+        names.records[four] = ["127.0.0.2"]
+        names.records[six] = ["::1"]
+        gateway = start_gateway(
+            ["http://127.0.0.1:1"],  # the file's own group, which the route does not use
+            workers=workers,
+            routes=[{"path": "/api/*", "upstream": "named"}],
+            discovery={
+                "nameservers": [names.address],
+                "dns_interval_seconds": 1,
+                "dns": [
+                    {"name": "app.test", "port": port, "group": "named"},
+                    {"name": "app.test", "port": port, "group": "named", "type": "AAAA"},
+                ],
+            },
+        )
+        urls = {f"http://127.0.0.2:{port}", f"http://[::1]:{port}"}
+        shown = json.loads(gateway.request("/lb-stats").body)["servers"]
+        assert {one["url"] for one in shown} - {"http://127.0.0.1:1"} == urls
+        assert served(gateway).keys() == {"127.0.0.2", "::1"}
+        # Another record, and one kind of address gone wrong: that keeps its last good one.
+        names.records[four] = ["127.0.0.3", "127.0.0.2"]
+        names.records[six] = None
+        until(lambda: served(gateway, 16).keys() == {"127.0.0.2", "127.0.0.3", "::1"}, 20)
+        names.records[four] = ["127.0.0.3"]
+        until(lambda: served(gateway, 16).keys() == {"127.0.0.3", "::1"}, 20)
+        assert '"dns_type":"AAAA"' in gateway.output()
+        assert '"dns_type":"A"' not in gateway.output()
 
 
 def test_a_changed_file_is_seen_at_once(
