@@ -53,6 +53,12 @@ types: $(STAMP) ## mypy, strict
 test: build lint types ## lint, types and the whole suite on both backends
 	@scripts/run-tests $(BIN)/python $(ARGS)
 
+.PHONY: fuzz
+fuzz: build ## a coverage-guided search of the HTTP and RESP kernels: ARGS="--seconds 600 http1"
+	@NEXUS_NO_EXTENSIONS=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -e '.[fuzz]'
+	@$(BIN)/python tests/fuzz/run.py $(ARGS)
+
 .PHONY: bench
 bench: build ## microbenchmarks of every kernel, compiled beside pure beside hiredis
 	@$(BIN)/python -m pytest bench/micro --benchmark-enable --benchmark-group-by=group $(ARGS)

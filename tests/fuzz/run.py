@@ -2,9 +2,9 @@
 
     python tests/fuzz/run.py [--seconds 60] [--keep] [target ...]
 
-What it finds grows in ``build/fuzz/<target>`` from run to run; ``--keep`` writes the least part of
-it that reaches the same code into ``tests/fuzz/corpus``, which the suite goes through on both
-backends. Exit 1: an invariant is broken; the input lies in ``build/fuzz``, the command is told.
+What it finds grows in ``build/fuzz/<target>`` from run to run; ``--keep`` adds it to
+``tests/fuzz/corpus``, which the suite goes through on both backends.
+Exit 1: an invariant is broken; the input lies in ``build/fuzz``, the command is told.
 """
 
 from __future__ import annotations
@@ -54,10 +54,8 @@ def fuzz(name: str, seconds: int, keep: bool) -> int:
             print(f"  {' '.join(script)} {work.parent}/{name}-crash-…")
             return 1
         if keep:
-            with tempfile.TemporaryDirectory(prefix="nexus-fuzz-") as least:
-                merge = [*script, "-merge=1", f"-max_len={MAX_BYTES}", least, str(work), text]
-                subprocess.run(merge, check=True)
-                write_corpus(name, [file.read_bytes() for file in Path(least).iterdir()])
+            kept = {file.read_bytes() for file in work.iterdir()} | set(read_corpus(name))
+            write_corpus(name, kept - {file.read_bytes() for file in seeds.glob("seed-*")})
             print(f"make fuzz: {name}: {len(read_corpus(name))} inputs in {CORPUS / name}.txt")
     return 0
 
