@@ -5,37 +5,35 @@
     python -m bench.growth [AXIS…] [--quick] [--rounds N] [--seconds S]
     python -m bench.growth --list
 
-One point after the other on an otherwise idle machine, several rounds, medians: rate, CPU of the
-service per operation, memory afterwards. A flat line is the wish. JSON, Markdown and a chart go to
-``bench/results/growth.*``.
+All points of an axis are up at the same time, each a service of its own, and rounds alternate over
+them: a machine whose speed changes meanwhile does it to all. Reported are medians: rate, CPU of the
+service per operation, the same as a multiple of the first point's in the same round, memory
+afterwards. A flat line is the wish. JSON, Markdown and a chart go to ``bench/results/growth.*``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
 from bench.charts import lines
 from bench.loads import KEYS, Load, LoadError, RedisLoad, WrkLoad
 from bench.processes import ProcessError
-from bench.scenarios import SCENARIOS, Peer, Scenario
+from bench.record import RESULTS, about, dumped, rounded, taken_on
+from bench.scenarios import SCENARIOS, Peer
 from bench.stage import SOURCES, Stage, which
-from nexus._speedups import BACKEND
 
-__all__ = ["AXES", "main"]
+__all__ = ["AXES", "Axis", "Point", "main", "points_of"]
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
-_RESULTS: Final = Path(__file__).with_name("results")
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """Medians: operations per second, CPU µs per operation, MiB."""
+    """Medians: operations per second, CPU µs per operation, multiple of the first point's, MiB."""
 
     axis: str
     n: int
     per_second: float
     cpu_us: float
+    multiple: float
     memory_mib: float
 
 
@@ -139,65 +138,85 @@ AXES: Final = {
 }
 
 
-def _measure(axis: Axis, n: int, rounds: int, seconds: float) -> Point:
-    peer, load = axis.point(n)
-    scenario: Scenario = replace(SCENARIOS[axis.scenario], peers=(peer,))
-    with Stage(scenario, ()) as stage:
-        backend, target = stage.targets
-        if isinstance(load, RedisLoad):
-            load.fill(backend.port)
-        size = load.size(target.port, seconds)
-        rates, costs = [], []
-        for _ in range(rounds):
-            assert target.proxy is not None
-            before = target.proxy.cpu_seconds()
-            result = load.run(target.port, size)
-            costs.append((target.proxy.cpu_seconds() - before) * 1e6 / result.operations)
-            rates.append(result.per_second)
-        memory = target.proxy.memory_mib() if target.proxy else 0.0
-    return Point(axis.name, n, median(rates), median(costs), memory)
+def _measure(axis: Axis, rounds: int, seconds: float) -> list[Point]:
+    chosen = {n: axis.point(n) for n in axis.points}
+    peers = tuple(replace(peer, name=f"n={n}") for n, (peer, _) in chosen.items())
+    rates: dict[int, list[float]] = {n: [] for n in chosen}
+    costs: dict[int, list[float]] = {n: [] for n in chosen}
+    with Stage(replace(SCENARIOS[axis.scenario], peers=peers), ()) as stage:
+        backend, *targets = stage.targets
+        running = [
+            (n, load, target, target.proxy)
+            for (n, (_, load)), target in zip(chosen.items(), targets, strict=True)
+            if target.proxy is not None
+        ]
+        sizes = {}
+        for n, load, target, _ in running:
+            if isinstance(load, RedisLoad):
+                load.fill(backend.port)
+            sizes[n] = load.size(target.port, seconds)
+        for number in range(rounds):
+            for n, load, target, proxy in running if number % 2 == 0 else running[::-1]:
+                before = proxy.cpu_seconds()
+                result = load.run(target.port, sizes[n])
+                costs[n].append((proxy.cpu_seconds() - before) * 1e6 / result.operations)
+                rates[n].append(result.per_second)
+        memory = {n: proxy.memory_mib() for n, _, _, proxy in running}
+    first = costs[axis.points[0]]
+    return [
+        Point(
+            axis.name,
+            n,
+            median(rates[n]),
+            median(costs[n]),
+            median(cost / base for cost, base in zip(costs[n], first, strict=True)),
+            memory[n],
+        )
+        for n in axis.points
+    ]
 
 
-def markdown(about: dict[str, object], points: Sequence[Point]) -> str:
+def markdown(document: Mapping[str, Any], points: Sequence[Point]) -> str:
     """A table for each axis."""
     how = (
-        f"{about['taken']}, {about['cpus']} CPUs, {about['backend']} kernels; medians of "
-        f"{about['rounds']} runs of {about['seconds']} s. Command: `python -m bench.growth`"
+        f"{taken_on(document)}; medians of {document['rounds']} alternating runs of "
+        f"{document['seconds']} s. Command: `python -m bench.growth`"
     )
     text = ["# Cost as the work grows", "", how]
-    if about["quick"]:
+    if document["quick"]:
         text += ["", "**A quick run: shows that it works, measures nothing.**"]
     for axis in AXES.values():
         rows = [point for point in points if point.axis == axis.name]
         if rows:
+            text += ["", f"## {axis.title}", ""]
+            text += ["| n | per s | CPU µs/op | × the first | MiB |", "|---|---|---|---|---|"]  # noqa: RUF001
             text += [
-                "",
-                f"## {axis.title}",
-                "",
-                "| n | per s | CPU µs/op | MiB |",
-                "|---|---|---|---|",
-            ]
-            text += [
-                f"| {p.n:,} | {p.per_second:,.0f} | {p.cpu_us:.2f} | {p.memory_mib:.0f} |"
+                f"| {p.n:,} | {p.per_second:,.0f} | {p.cpu_us:.2f} | {p.multiple:.2f} "
+                f"| {p.memory_mib:.0f} |"
                 for p in rows
             ]
     return "\n".join(text) + "\n"
 
 
-def _write(directory: Path, about: dict[str, object], points: Sequence[Point]) -> None:
+def points_of(document: Mapping[str, Any]) -> list[Point]:
+    """The points of a document that was written here."""
+    return [Point(**point) for point in document["points"]]
+
+
+def _write(directory: Path, about: Mapping[str, Any], points: Sequence[Point]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     stem = "growth-quick" if about["quick"] else "growth"
-    document = about | {"points": [vars(point) for point in points]}
-    (directory / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n")
+    rows = [{name: rounded(value) for name, value in asdict(point).items()} for point in points]
+    (directory / f"{stem}.json").write_text(dumped({**about, "points": rows}))
     (directory / f"{stem}.md").write_text(markdown(about, points))
     series: dict[str, list[tuple[float, float]]] = {}
     for point in points:
-        least = min(p.cpu_us for p in points if p.axis == point.axis)
         if point.axis != "proxy-values":  # bytes cost by themselves
-            series.setdefault(point.axis, []).append((point.n, point.cpu_us / least))
+            series.setdefault(AXES[point.axis].title, []).append((point.n, point.multiple))
     if series:
         chart = directory / f"{stem}.svg"
-        lines(chart, "CPU per operation as the work grows", "n", "× the least", series, log=True)  # noqa: RUF001
+        title = f"CPU per operation as the work grows, {about['taken'][:10]}"
+        lines(chart, title, "n", "as a multiple of the first point's", series, log=True)
     print(directory / f"{stem}.md")
 
 
@@ -206,9 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.growth")
     parser.add_argument("axes", nargs="*", metavar="AXIS", help="default: all; see --list")
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="one round of one second: does it run")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--quick", action="store_true", help="two rounds: does it run")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--results", type=Path, help="directory; bench/results, quick: build/bench")
     options = parser.parse_args(arguments)
     if options.list:
@@ -219,8 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in AXES:
             parser.error(f"unknown axis {name!r}; there are: {', '.join(AXES)}")
     if options.quick:
-        options.rounds, options.seconds = 1, 1.0
-    directory = options.results or (_ROOT / "build" / "bench" if options.quick else _RESULTS)
+        options.rounds = 2
+    directory = options.results or (_ROOT / "build" / "bench" if options.quick else RESULTS)
     os.environ["PYTHONPATH"] = os.pathsep.join(
         part for part in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if part
     )
@@ -230,23 +249,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if missing := [f"{tool} ({SOURCES[tool]})" for tool in needs if which(tool) is None]:
             print(f"bench.growth: {axis.name}: missing: {', '.join(missing)}", file=sys.stderr)
             return 2
-        for n in axis.points:
-            try:
-                points.append(_measure(axis, n, options.rounds, options.seconds))
-            except (ProcessError, LoadError) as error:
-                print(f"bench.growth: {axis.name} at {n}: {error}", file=sys.stderr)
-                return 1
-            print(points[-1], flush=True)
-    about: dict[str, object] = {
-        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpus": os.cpu_count(),
-        "load_average": round(os.getloadavg()[2], 2),
-        "backend": BACKEND,
+        try:
+            found = _measure(axis, options.rounds, options.seconds)
+        except (ProcessError, LoadError) as error:
+            print(f"bench.growth: {axis.name}: {error}", file=sys.stderr)
+            return 1
+        print(*found, sep="\n", flush=True)
+        points += found
+    document = about() | {
         "rounds": options.rounds,
         "seconds": options.seconds,
         "quick": options.quick,
     }
-    _write(directory, about, points)
+    _write(directory, document, points)
     return 0
 
 

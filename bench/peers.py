@@ -21,27 +21,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from bench.loads import Load, LoadError, RedisLoad
 from bench.processes import ProcessError
+from bench.record import RESULTS, about
 from bench.report import AGREEMENT, Row, disagreements, ratios_of, write
 from bench.scenarios import SCENARIOS, Scenario
 from bench.stage import SOURCES, Stage, Target, which
-from nexus._speedups import BACKEND
 
 __all__ = ["groups", "main"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 #: Of a load that is to be refused: a bucket may still hold a token.
 _LET_THROUGH = 0.001
-_RESULTS = Path(__file__).with_name("results")
 
 
 def _measure(target: Target, load: Load, size: float, group: int) -> Row:
@@ -120,7 +117,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"unknown scenario {name!r}; there are: {', '.join(SCENARIOS)}")
     options.scenarios = options.scenarios or list(SCENARIOS)
     if options.results is None:
-        options.results = _ROOT / "build" / "bench" if options.quick else _RESULTS
+        options.results = _ROOT / "build" / "bench" if options.quick else RESULTS
     if options.quick:
         options.rounds = 2
     return options
@@ -173,20 +170,17 @@ def _run(scenario: Scenario, options: argparse.Namespace) -> int:
     except (ProcessError, LoadError) as error:
         print(f"bench.peers: {scenario.name}: {error}", file=sys.stderr)
         return 1
-    about = {
+    document = {
         "scenario": scenario.name,
         "title": scenario.title,
         "reference": scenario.reference,
-        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}",
-        "load_average": round(os.getloadavg()[2], 2),
-        "python": f"{platform.python_version()} ({BACKEND} kernels)",
+        **about(),
         "rounds": options.rounds,
         "seconds": options.seconds,
         "quick": options.quick,
         "left_out": stage.skipped,
     }
-    for path in write(options.results, about, rows):
+    for path in write(options.results, document, rows):
         print(path)
     return 0
 

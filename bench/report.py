@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
@@ -10,13 +9,13 @@ from statistics import median, quantiles
 from typing import Any, Final
 
 from bench.charts import Bar, bars
+from bench.record import dumped, rounded, taken_on
 
 __all__ = [
     "AGREEMENT",
     "Ratio",
     "Row",
     "disagreements",
-    "dumped",
     "medians",
     "ratios",
     "ratios_of",
@@ -129,8 +128,7 @@ def markdown(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
     multiples = ratios(rows, reference)
     lines = [f"# {about['title']}", ""]
     lines.append(
-        f"{about['taken']}, {about['machine']} (load average {about['load_average']}), Python "
-        f"{about['python']}; medians of {about['rounds']} alternating runs of "
+        f"{taken_on(about)}; medians of {about['rounds']} alternating runs of "
         f"{about['seconds']:g} s. Compare ratios within a table and CPU per operation, not "
         f"absolute rates. The last column is CPU per operation as a multiple of {reference}'s: "
         "median and quartiles of the ratios to its run right before or after."
@@ -180,26 +178,9 @@ def disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[s
     return found
 
 
-def dumped(document: Mapping[str, Any]) -> str:
-    """JSON with a line for each key, and for each item of a list: diffs that can be read."""
-
-    def value(item: object) -> str:
-        if not isinstance(item, list):
-            return json.dumps(item, ensure_ascii=False)
-        inner = ",\n".join(f"  {json.dumps(part, ensure_ascii=False)}" for part in item)
-        return f"[\n{inner}\n ]" if item else "[]"
-
-    body = ",\n".join(f" {json.dumps(key)}: {value(item)}" for key, item in document.items())
-    return f"{{\n{body}\n}}\n"
-
-
-def _rounded(value: object) -> object:
-    return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
 def _summary(row: Row, multiple: Ratio | None) -> dict[str, object]:
-    found = {name: _rounded(value) for name, value in asdict(row).items() if name != "group"}
-    found["ratio"] = multiple and [_rounded(part) for part in astuple(multiple)]
+    found = {name: rounded(value) for name, value in asdict(row).items() if name != "group"}
+    found["ratio"] = multiple and [rounded(part) for part in astuple(multiple)]
     return found
 
 
@@ -213,7 +194,7 @@ def write(directory: Path, about: Mapping[str, Any], rows: Sequence[Row]) -> lis
     document: dict[str, Any] = dict(about)
     document["medians"] = [_summary(row, multiples.get((row.load, row.target))) for row in middle]
     document["columns"] = columns
-    document["runs"] = [[_rounded(value) for value in astuple(row)] for row in rows]
+    document["runs"] = [[rounded(value) for value in astuple(row)] for row in rows]
     paths = [directory / f"{stem}{suffix}" for suffix in (".json", ".md", ".svg")]
     paths[0].write_text(dumped(document))
     paths[1].write_text(markdown(about, rows))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import growth
-from bench.growth import AXES, Point, markdown
+from bench import growth, record
+from bench.growth import AXES, Point, markdown, points_of
 from bench.scenarios import SCENARIOS
 
 
@@ -23,11 +23,14 @@ def test_axes_are_whole(name: str) -> None:
 
 
 def test_results_are_written(tmp_path: Path) -> None:
-    about = {"taken": "now", "cpus": 2, "backend": "compiled", "rounds": 1, "seconds": 1.0}
-    points = [Point("proxy-workers", 1, 1000.0, 8.0, 40.0), Point("proxy-workers", 2, 2e3, 8.4, 50)]
-    assert "| 2 | 2,000 | 8.40 | 50 |" in markdown(about | {"quick": False}, points)
+    about = {**record.about(), "rounds": 1, "seconds": 1.0}
+    points = [
+        Point("proxy-workers", 1, 1000.0, 8.0, 1.0, 40.0),
+        Point("proxy-workers", 2, 2e3, 8.4, 1.05, 50),
+    ]
+    assert "| 2 | 2,000 | 8.40 | 1.05 | 50 |" in markdown(about | {"quick": False}, points)
     growth._write(tmp_path, about | {"quick": True}, points)
-    assert json.loads((tmp_path / "growth-quick.json").read_text())["points"][1]["n"] == 2
+    assert points_of(json.loads((tmp_path / "growth-quick.json").read_text())) == points
     assert "<svg" in (tmp_path / "growth-quick.svg").read_text()
     assert "measures nothing" in (tmp_path / "growth-quick.md").read_text()
 
