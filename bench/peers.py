@@ -45,6 +45,8 @@ def _measure(target: Target, load: Load, size: float, group: int) -> Row:
     backend_before = target.backend.cpu_seconds()
     proxy_before = target.proxy.cpu_seconds() if target.proxy else 0.0
     result = load.run(target.port, size)
+    if not result.operations:
+        raise LoadError(f"{target.name}: no reply within a run; make it longer: --seconds")
     answered = result.operations - result.refused
     if result.refused if not target.refuses else answered > result.operations * _LET_THROUGH:
         raise LoadError(
