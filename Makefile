@@ -77,6 +77,10 @@ bench-peers: build ## beside nginx, HAProxy, Envoy, twemproxy: ARGS=--quick for 
 bench-growth: build ## what an operation costs as connections, keys, values, workers, routes grow
 	@$(BIN)/python -m bench.growth $(ARGS)
 
+.PHONY: figures
+figures: $(STAMP) ## README's and docs' figures from the results that are committed
+	@$(BIN)/python -m bench.figures
+
 .PHONY: load
 load: build ## locust against a running `make run`, objectives checked at the end
 	@NEXUS_NO_EXTENSIONS=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check \

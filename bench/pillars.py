@@ -29,6 +29,7 @@ import yaml
 
 from bench.loads import WrkLoad
 from bench.processes import Process, free_ports
+from bench.record import RESULTS, about, dumped, rounded
 from nexus._speedups import BACKEND
 from nexus.observability.accessline import AccessLineEncoder
 from nexus.observability.record import RequestRecord
@@ -204,8 +205,8 @@ def in_process() -> dict[str, dict[str, float]]:
 # ------------------------------------------------------------------------------------ a gateway
 
 
-def _gateway(rounds: int, seconds: float) -> list[tuple[str, float, float]]:
-    """(configuration, µs CPU per request, requests per second ÷ those of bare), medians."""
+def _gateway(rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Of each configuration: µs CPU per request, that and requests per second ÷ those of bare."""
     peers = Path(__file__).with_name("peers")
     load = WrkLoad("all", "/api/products")
     with ExitStack() as stack:
@@ -240,22 +241,27 @@ def _gateway(rounds: int, seconds: float) -> list[tuple[str, float, float]]:
             running[name] = process, port
         cpu: dict[str, list[float]] = {name: [] for name in running}
         rate: dict[str, list[float]] = {name: [] for name in running}
-        for _ in range(rounds):
-            for name, (process, port) in running.items():
+        for number in range(rounds):
+            for name in list(running) if number % 2 == 0 else list(running)[::-1]:
+                process, port = running[name]
                 before = process.cpu_seconds()
                 result = load.run(port, seconds)
                 cpu[name].append((process.cpu_seconds() - before) * 1e6 / result.operations)
                 rate[name].append(result.per_second)
-    bare = rate["bare"]
     return [
-        (
-            name,
-            statistics.median(cpu[name]),
+        {
+            "on": name,
+            "cpu_us": statistics.median(cpu[name]),
             # Round by round, so that what the machine did meanwhile hits both sides.
-            statistics.median(one / other for one, other in zip(rate[name], bare, strict=True)),
-        )
+            "multiple": _ratio(cpu[name], cpu["bare"]),
+            "share": _ratio(rate[name], rate["bare"]),
+        }
         for name in cpu
     ]
+
+
+def _ratio(ours: Sequence[float], bare: Sequence[float]) -> float:
+    return statistics.median(one / other for one, other in zip(ours, bare, strict=True))
 
 
 def _answers(port: int) -> bool:
@@ -273,25 +279,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; 1 where a tool is missing."""
     parser = argparse.ArgumentParser(prog="python -m bench.pillars", description=__doc__)
     parser.add_argument("--gateway", action="store_true", help="a gateway under load")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
-    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of one run")
+    parser.add_argument("--rounds", type=int, default=12, metavar="N", help="default: 12")
+    parser.add_argument("--seconds", type=float, default=0.5, metavar="S", help="of one run")
+    parser.add_argument("--record", action="store_true", help="write bench/results/pillars*.json")
     options = parser.parse_args(arguments)
     if not options.gateway:
         print(f"{BACKEND} kernels, µs\n")
-        for title, rows in in_process().items():
+        tables = in_process()
+        for title, rows in tables.items():
             print(f"| {title} | µs |\n|---|---|")
             for name, us in rows.items():
                 print(f"| {name} | {us:.2f} |")
             print()
+        if options.record:
+            _record_as("pillars", {"tables": tables})
         return 0
     missing = [tool for tool in ("nginx", "wrk") if shutil.which(tool) is None]
     if missing:
         print(f"bench.pillars: {', '.join(missing)} is not installed", file=sys.stderr)
         return 1
-    print("| on | µs CPU per request | throughput, of bare |\n|---|---|---|")
-    for name, us, share in _gateway(options.rounds, options.seconds):
-        print(f"| {name} | {us:.1f} | {share:.0%} |")
+    found = _gateway(options.rounds, options.seconds)
+    print("| on | µs CPU per request | of bare | throughput, of bare |\n|---|---|---|---|")
+    for row in found:
+        print(f"| {row['on']} | {row['cpu_us']:.1f} | {row['multiple']:.2f} | {row['share']:.0%} |")
+    if options.record:
+        kept = [{key: rounded(value) for key, value in row.items()} for row in found]
+        _record_as("pillars-gateway", {"rows": kept})
     return 0
+
+
+def _record_as(name: str, found: dict[str, Any]) -> None:
+    path = RESULTS / f"{name}.json"
+    path.write_text(dumped(about() | found))
+    print(path)
 
 
 if __name__ == "__main__":
