@@ -254,7 +254,7 @@ class Partition(Near):
         """The keys that a write stores join their tags, in front of it."""
         tagger = self.core.tagger
         if client.scanner.number in tagger.numbers:
-            tagger.before(self.link, data, start, stop)
+            tagger.before(self.link, self.identity, data, start, stop)
 
     def note_unknown(self, client: Client, seq: int) -> None:
         """Number ``seq`` of the link may change anything."""

@@ -364,7 +364,7 @@ class Session(Client):
         if self.multi_sent:
             join(self.tags_due, joined)
         else:
-            tagger.send(self.link, joined)
+            tagger.send(self.link, self.identity, joined)
 
     def _tags_wait(self, args: list[bytes]) -> bool:
         """Whether EXEC must wait because the tags of what it writes have just been sent."""
@@ -375,7 +375,7 @@ class Session(Client):
         shared = self.pools.shared(self.identity, self.protocol, self.db)
         self.pools.leave(shared)
         self.blocked |= ASKING
-        tagger.send(shared.link, due, lambda: self.unblock(ASKING))
+        tagger.send(shared.link, self.identity, due, lambda: self.unblock(ASKING))
         return True
 
     def _count(self, row: int, number: int = 1) -> None:
@@ -416,7 +416,8 @@ class Session(Client):
         if self.tagger is not None:
             if self.link is None:
                 self.bind()
-            self.tagger.send(self.link, self.tagger.within(data, stop, ahead.run_end))
+            joined = self.tagger.within(data, stop, ahead.run_end)
+            self.tagger.send(self.link, self.identity, joined)
         self._count(FORWARDED, ahead.run_count + 2)  # all under the group of MULTI
         self.forward(data, start, ahead.run_end, ahead.run_count + 1)
         if self.link.state == DOWN:
@@ -449,7 +450,7 @@ class Session(Client):
             if self.multi_sent:
                 join(self.tags_due, joined)
             else:
-                self.tagger.send(self.link, joined)
+                self.tagger.send(self.link, self.identity, joined)
         scanner.streaming = True
         self._count(PINNED)
         self.plane.pinned_commands += 1

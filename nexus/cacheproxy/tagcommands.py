@@ -67,7 +67,7 @@ class TagCommands:
 
     def _tag(self, session: Session, args: list[bytes]) -> None:
         self._stats.tagged += len(args) - 3
-        session.ask(tag_request({args[2]: args[3:]}))
+        session.ask(tag_request({args[2]: args[3:]}, session.identity))
 
     def _untag(self, session: Session, args: list[bytes]) -> None:
         session.ask(untag_request(args[2], args[3:]))
@@ -96,7 +96,7 @@ class TagCommands:
                 deliver(reply)
 
         stats.invalidations += len(args) - 2
-        invalidation = Invalidation(link, args[2:], done)
+        invalidation = Invalidation(link, args[2:], session.identity, done)
         session.expecting(1)
         session.blocked |= ASKING
         invalidation.start(self._atomic_max_members, secrets.token_hex(8).encode())

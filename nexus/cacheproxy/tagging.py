@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from nexus._speedups.respscan import CommandTable
     from nexus.cacheproxy.counts import Stats
+    from nexus.cacheproxy.dial import Identity
     from nexus.cacheproxy.flow import Link, Plane
     from nexus.policy.policyfile import RuleBook
 
@@ -85,19 +86,24 @@ class Tagger:
                     found.setdefault(tag, []).append(key)
         return found
 
-    def send(self, link: Link, joined: Joined, done: Callable[[], None] | None = None) -> None:
-        """Tag these, in front of what is sent next; ``done`` is called when Redis has answered."""
+    def send(
+        self, link: Link, who: Identity, joined: Joined, done: Callable[[], None] | None = None
+    ) -> None:
+        """Tag these as ``who``, whose link it is, in front of what is sent next.
+
+        ``done`` is called when Redis has answered.
+        """
         if not joined or link.state == DOWN:
             if done is not None:
                 self._plane.call_soon(done)
             return
         self._stats.tagged += sum(map(len, joined.values()))
-        request = tag_request(joined)
+        request = tag_request(joined, who)
         link.send(Tagged(self, done), request, 0, len(request), 1)
 
-    def before(self, link: Link, data: bytearray, start: int, stop: int) -> None:
+    def before(self, link: Link, who: Identity, data: bytearray, start: int, stop: int) -> None:
         """The command in ``data[start:stop]`` is about to be sent: its tags go first."""
-        self.send(link, self.joined(arguments(data, start, stop)))
+        self.send(link, who, self.joined(arguments(data, start, stop)))
 
     def within(self, data: bytearray, start: int, stop: int) -> Joined:
         """The same for all commands of a stretch."""

@@ -8,12 +8,20 @@
 ``nexus:tags``        sorted set of the tags by the time of the next such look; each TAG looks at
                       one that is due, so tags that nobody writes to empty themselves, too
 ``nexus:gone:<name>`` list of renamed tags whose keys are still being deleted; a proxy that died
-                      over it leaves it to the next INVALIDATE of the tag, or to any TAG
+                      over it leaves it to the next INVALIDATE of the tag, or to any TAG of the
+                      user who invalidated
 ====================  ===========================================================================
+
+Everything runs as the client's own user, and nobody reaches others' keys through a tag: TAG and
+UNTAG name the keys as ``KEYS`` of their script, so that Redis checks the right to read and write
+all of them before it runs; INVALIDATE deletes by ``UNLINK``, which Redis checks for all keys of a
+call before the first goes, and forgets members only behind that. What a refused INVALIDATE has
+moved away carries the mark of its user, so nobody who may delete more finishes it unasked.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -21,12 +29,14 @@ from nexus.cacheproxy.flow import DOWN, Receiver
 from nexus.wire.resp import encode_command
 
 if TYPE_CHECKING:
+    from nexus.cacheproxy.dial import Identity
     from nexus.cacheproxy.flow import Link
 
-__all__ = ["CHUNK", "Invalidation", "invalidate_request", "tag_request", "untag_request"]
+__all__ = ["PIECE", "Invalidation", "invalidate_request", "tag_request", "untag_request"]
 
 #: Keys that one script deletes of a tag too big to go at once; Redis serves others in between.
-CHUNK: Final = 500
+#: See docs/tags.md for what a key costs Redis; ``make prove-tags`` measures it.
+PIECE: Final = 200
 
 _COMMON: Final = """
 local clock = redis.call('TIME')
@@ -38,68 +48,65 @@ local function wrong(key)
   local text = 'WRONGTYPE ' .. key .. ' holds a ' .. kind
   return kind, redis.error_reply(text .. '; a tag is a set or a sorted set')
 end
-local function unlink(members)
-  local deleted = 0
-  for i = 1, #members, 1000 do
-    deleted = deleted + redis.call('UNLINK', unpack(members, i, math.min(i + 999, #members)))
-  end
-  return deleted
-end
 local function shrink(gone, most)
   local moved = redis.call('LINDEX', gone, 0)
   if not moved then return 0 end
-  local members
-  if redis.call('TYPE', moved).ok == 'set' then
-    members = redis.call('SPOP', moved, most)
+  local set, deleted, members = redis.call('TYPE', moved).ok == 'set', 0, nil
+  if set then  -- costs twice as much
+    members = redis.call('SRANDMEMBER', moved, math.ceil(most / 2))
   else
     members = redis.call('ZRANGE', moved, 0, most - 1)
-    redis.call('ZREMRANGEBYRANK', moved, 0, most - 1)
+  end
+  if members[1] then
+    deleted = redis.call('UNLINK', unpack(members))
+    redis.call(set and 'SREM' or 'ZREM', moved, unpack(members))
   end
   if redis.call('EXISTS', moved) == 0 then redis.call('LPOP', gone) end
-  return unlink(members)
+  return deleted
 end
 """
 
-#: KEYS: ``nexus:tags``, then each tag; ARGV: number of tags, then for each its name, the number of
-#: its keys, and those. A key that is not there yet stays for a minute.
+#: KEYS: ``nexus:tags``, each tag, the keys of the first tag, of the second, …; ARGV: mark of the
+#: user, number of tags, keys of a piece, then for each tag its name and the number of its keys. A
+#: key that is not there yet stays for a minute.
 _TAG: Final = (
     _COMMON
     + """
 local function look(tag, most)
   local due = redis.call('ZRANGEBYSCORE', tag, '-inf', now, 'LIMIT', 0, most)
   for _, member in ipairs(due) do
-    local left = redis.call('PTTL', member)
+    local left = redis.pcall('PTTL', member)
     if left == -2 then
       redis.call('ZREM', tag, member)
     else
-      local wait = (left < 0 or left > DAY) and DAY or left + 1
+      local wait = (type(left) ~= 'number' or left < 0 or left > DAY) and DAY or left + 1
       redis.call('ZADD', tag, 'XX', now + wait, member)
     end
   end
 end
-local kinds = {}
-for i = 2, #KEYS do
+local tags, kinds = tonumber(ARGV[2]), {}
+for i = 2, 1 + tags do
   local kind, failure = wrong(KEYS[i])
   if failure then return failure end
   kinds[i] = kind
 end
-local added, at = 0, 1
-for i = 2, #KEYS do
-  local name, count = ARGV[at], tonumber(ARGV[at + 1])
-  for j = at + 2, at + 1 + count do
+local added, at = 0, 2 + tags
+for i = 2, 1 + tags do
+  local name, count = ARGV[2 * i], tonumber(ARGV[2 * i + 1])
+  for j = at, at + count - 1 do
     if kinds[i] == 'set' then
-      added = added + redis.call('SADD', KEYS[i], ARGV[j])
+      added = added + redis.call('SADD', KEYS[i], KEYS[j])
     else
-      local left = redis.call('PTTL', ARGV[j])
+      local left = redis.call('PTTL', KEYS[j])
       local wait = left == -2 and 60000 or ((left < 0 or left > DAY) and DAY or left + 1)
-      added = added + redis.call('ZADD', KEYS[i], now + wait, ARGV[j])
+      added = added + redis.call('ZADD', KEYS[i], now + wait, KEYS[j])
     end
   end
   if kinds[i] ~= 'set' then
     look(KEYS[i], 16)
     redis.call('ZADD', KEYS[1], 'NX', now + 60000, name)
   end
-  at = at + 2 + count
+  at = at + count
 end
 local name = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 1)[1]
 if name then
@@ -110,7 +117,14 @@ if name then
       local first = redis.call('ZRANGE', tag, 0, 0, 'WITHSCORES')
       if first[1] then next = math.max(tonumber(first[2]), now + 1000) end
     end
-    if redis.call('EXISTS', gone) == 1 then shrink(gone, 200); next = now end
+    local moved = redis.call('LINDEX', gone, 0)
+    if moved then
+      next = now + 3600000
+      if string.sub(moved, -#ARGV[1]) == ARGV[1] then
+        shrink(gone, tonumber(ARGV[3]))
+        next = now
+      end
+    end
   end)
   if not ok then next = now + 3600000 end
   if next then redis.call('ZADD', KEYS[1], next, name) else redis.call('ZREM', KEYS[1], name) end
@@ -119,15 +133,15 @@ return added
 """
 )
 
-#: KEYS: the tag; ARGV: keys that leave it. The number that did.
+#: KEYS: the tag, keys that leave it. The number that did.
 _UNTAG: Final = (
     _COMMON
     + """
 local kind, failure = wrong(KEYS[1])
 if failure then return failure end
 local removed, command = 0, kind == 'set' and 'SREM' or 'ZREM'
-for i = 1, #ARGV, 1000 do
-  removed = removed + redis.call(command, KEYS[1], unpack(ARGV, i, math.min(i + 999, #ARGV)))
+for i = 2, #KEYS, 1000 do
+  removed = removed + redis.call(command, KEYS[1], unpack(KEYS, i, math.min(i + 999, #KEYS)))
 end
 return removed
 """
@@ -148,13 +162,21 @@ for i = 2, #KEYS, 3 do
   late = late or redis.call('EXISTS', KEYS[i + 1]) == 1
 end
 if total <= tonumber(ARGV[1]) and not late then
-  local deleted = 0
+  local members = {}
   for i = 2, #KEYS, 3 do
+    local found = {}
     if kinds[i] == 'set' then
-      deleted = deleted + unlink(redis.call('SMEMBERS', KEYS[i]))
+      found = redis.call('SMEMBERS', KEYS[i])
     elseif kinds[i] == 'zset' then
-      deleted = deleted + unlink(redis.call('ZRANGE', KEYS[i], 0, -1))
+      found = redis.call('ZRANGE', KEYS[i], 0, -1)
     end
+    for j = 1, #found do members[#members + 1] = found[j] end
+  end
+  local deleted = 0
+  for i = 1, #members, 7000 do  -- Lua's stack holds 8000
+    deleted = deleted + redis.call('UNLINK', unpack(members, i, math.min(i + 6999, #members)))
+  end
+  for i = 2, #KEYS, 3 do
     redis.call('UNLINK', KEYS[i])
     redis.call('ZREM', KEYS[1], ARGV[2 + (i - 2) / 3])
   end
@@ -183,21 +205,30 @@ return {deleted, redis.call('EXISTS', KEYS[1])}
 _INDEX: Final = b"nexus:tags"
 
 
-def tag_request(members: Mapping[bytes, Sequence[bytes]]) -> bytearray:
+def _mark(who: Identity) -> bytes:
+    """Names a user in the name of a key, in 16 bytes."""
+    return hashlib.sha256(who.user or b"default").hexdigest()[:16].encode()
+
+
+def tag_request(members: Mapping[bytes, Sequence[bytes]], who: Identity) -> bytearray:
     """The command that adds keys to tags (tag → keys); its reply is how many are new."""
-    words: list[bytes | int] = [b"EVAL", _TAG.encode(), 1 + len(members), _INDEX]
-    words += [b"tag:" + name for name in members]
-    for name, keys in members.items():
-        words += [name, len(keys), *keys]
+    keys = [_INDEX, *(b"tag:" + name for name in members)]
+    for joining in members.values():
+        keys += joining
+    words: list[bytes | int] = [b"EVAL", _TAG.encode(), len(keys), *keys]
+    words += [_mark(who), len(members), PIECE]
+    for name, joining in members.items():
+        words += [name, len(joining)]
     return bytearray(encode_command(words))
 
 
 def untag_request(tag: bytes, keys: Sequence[bytes]) -> bytearray:
     """The command that takes keys out of a tag; its reply is how many were in it."""
-    return bytearray(encode_command([b"EVAL", _UNTAG.encode(), 1, b"tag:" + tag, *keys]))
+    count = 1 + len(keys)
+    return bytearray(encode_command([b"EVAL", _UNTAG.encode(), count, b"tag:" + tag, *keys]))
 
 
-def invalidate_request(tags: Sequence[bytes], most: int, token: bytes) -> bytearray:
+def invalidate_request(tags: Sequence[bytes], most: int, token: bytes, who: Identity) -> bytearray:
     """The first command of an invalidation; ``token`` is nobody else's.
 
     Replies ``[deleted, more]``.
@@ -205,12 +236,12 @@ def invalidate_request(tags: Sequence[bytes], most: int, token: bytes) -> bytear
     words: list[bytes | int] = [b"EVAL", _INVALIDATE.encode(), 1 + 3 * len(tags), _INDEX]
     for tag in tags:
         gone = b"nexus:gone:" + tag
-        words += [b"tag:" + tag, gone, gone + b":" + token]
+        words += [b"tag:" + tag, gone, b"%b:%b:%b" % (gone, token, _mark(who))]
     return bytearray(encode_command([*words, most, *tags]))
 
 
 def _shrink_request(tag: bytes) -> bytearray:
-    return bytearray(encode_command([b"EVAL", _SHRINK.encode(), 1, b"nexus:gone:" + tag, CHUNK]))
+    return bytearray(encode_command([b"EVAL", _SHRINK.encode(), 1, b"nexus:gone:" + tag, PIECE]))
 
 
 class Invalidation(Receiver):
@@ -219,17 +250,19 @@ class Invalidation(Receiver):
     It goes on when the client that asked is gone: what is half done is finished.
     """
 
-    __slots__ = ("_data", "_done", "_link", "_shrinking", "_tags", "deleted")
+    __slots__ = ("_data", "_done", "_link", "_shrinking", "_tags", "_who", "deleted")
 
     def __init__(
         self,
         link: Link,
         tags: Sequence[bytes],
+        who: Identity,
         done: Callable[[bytes | None], None],
     ) -> None:
         super().__init__()
         self._link = link
         self._tags = list(dict.fromkeys(tags))
+        self._who = who
         self._done = done
         self._data = b""
         #: Whether the first command is answered.
@@ -238,7 +271,7 @@ class Invalidation(Receiver):
 
     def start(self, most: int, token: bytes) -> None:
         """Send the first command."""
-        self._send(invalidate_request(self._tags, most, token))
+        self._send(invalidate_request(self._tags, most, token, self._who))
 
     def _send(self, request: bytearray) -> None:
         if self._link.state == DOWN:

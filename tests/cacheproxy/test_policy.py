@@ -80,7 +80,7 @@ def test_a_changed_file_comes_into_force_and_a_broken_one_does_not(ruled: Proxy,
     assert in_both_workers(ruled, lambda lines: f"error:{wrong}" in lines)
     assert "rule 1: GET * ttl=5 near_cache=hot" in shown(ruled)
     assert ruled.stats()["policy_error"] == wrong
-    assert wrong in ruled.log
+    assert eventually(lambda: wrong in ruled.log)
     # A worker that starts now serves what the others serve.
     before = int(ruled.stats()["pid"])
     os.kill(before, signal.SIGKILL)
