@@ -94,8 +94,11 @@ class RedisServer:
         self._wait()
 
     def signal(self, number: int) -> None:
+        """Send a signal; of SIGSTOP, return when the process stands still."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
+            if number == signal.SIGSTOP:
+                wait_until(lambda: _stands(self.pid), what="standing still")
 
     def _wait(self) -> None:
         if self._process is None:
@@ -105,6 +108,12 @@ class RedisServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(5)
+
+
+def _stands(pid: int) -> bool:
+    """Whether all threads are stopped: one that runs at the time goes on for a moment."""
+    states = (path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat"))
+    return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
 
 def wait_until(condition: object, seconds: float = 10.0, what: str = "the condition") -> None:
