@@ -114,6 +114,14 @@ prove-stampede: build ## 12 000 clients miss one key: how often is it loaded?
 demo-stampede: build ## the same with and without the cacheproxy, two numbers and a chart
 	@$(BIN)/python -m proofs.stampede --demo $(ARGS)
 
+.PHONY: prove-tags
+prove-tags: build ## a tag of 100 000 keys: no old value behind the reply, no stall of Redis
+	@$(BIN)/python -m proofs.tags --results proofs/results $(ARGS)
+
+.PHONY: prove-hotkeys
+prove-hotkeys: build ## ten million distinct keys: the counters' memory is flat, a hot key is found
+	@$(BIN)/python -m proofs.hotkeys --results proofs/results $(ARGS)
+
 .PHONY: prove-idle
 prove-idle: build ## memory of 10 000 idle clients of the cacheproxy
 	@$(BIN)/python -m proofs.idle --results proofs/results $(ARGS)
@@ -168,6 +176,10 @@ prove-broker-outage: build ## Kafka stopped, then frozen, for a minute under gat
 .PHONY: prove-redis-suite
 prove-redis-suite: build ## Redis's own test suite through the cacheproxy
 	@scripts/redis-suite proxy $(ARGS)
+
+.PHONY: prove-redis-suite-near
+prove-redis-suite-near: build ## the same with the near-cache on for every read of every key
+	@scripts/redis-suite near $(ARGS)
 
 .PHONY: prove-image
 prove-image: $(STAMP) ## the Dockerfile's steps without Docker: wheels, fresh install, each --check

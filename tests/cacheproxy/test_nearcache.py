@@ -343,7 +343,7 @@ def test_a_hundred_concurrent_reads_are_one(stage: Stage):
             raw.send("GET", "hot:one")
             if number == 50:
                 time.sleep(0.05)
-        assert eventually(lambda: stage.stat("near_coalesced") - joined == 99)
+        assert eventually(lambda: stage.stat("near_coalesced") - joined == 99), stage.proxy.stats()
         raws[0].close()  # who came first: the others do not care
     finally:
         stage.server.signal(signal.SIGCONT)

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from gateway_process import BACKENDS, GatewayProcess, check_backend
 from gateway_upstream import Upstream
+from support.waiting import eventually
 
 #: Of the gateway that has one.
 TOKEN = "let-me-in"
@@ -94,7 +95,8 @@ def test_draining_holds_for_all_workers_and_outlives_them(
     assert call(gateway, "/admin/upstreams/enable", {"url": upstream_a.url})[0] == 200
     settle()
     assert served(gateway).keys() == {"a", "b"}
-    assert '"action":"upstreams/drain"' in gateway.output().replace(": ", ":")
+    drained = '"action":"upstreams/drain"'
+    assert eventually(lambda: drained in gateway.output().replace(": ", ":"))
 
 
 def test_weights(gateway: GatewayProcess, upstream_a: Upstream) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from gateway_process import BACKENDS, GatewayProcess, Response, check_backend
 from gateway_upstream import Upstream
+from support.waiting import eventually
 
 SECRET = "s" * 40
 
@@ -243,7 +244,7 @@ def test_limits_of_a_cluster(
     while gateway.request("/closed/text").status != 200:
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert "Redis is back" in gateway.output()
+    assert eventually(lambda: "Redis is back" in gateway.output())
 
 
 def server_keys(server: Any) -> list[bytes]:

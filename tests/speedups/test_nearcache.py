@@ -341,6 +341,15 @@ def test_reads_in_the_window(module: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("module", SIDES)
+def test_a_hot_key_is_found_among_more_keys_than_there_are_counters(module: ModuleType) -> None:
+    rate = module.Rate(10.0, 1024)
+    for number in range(4096):
+        rate.touch(bytearray(b"cold:%04d" % number), 0, 9, 1.0)
+    counts = [rate.touch(bytearray(b"hot"), 0, 3, 1.0) for _ in range(30)]
+    assert all(count >= reads for reads, count in enumerate(counts, 1))
+
+
+@pytest.mark.parametrize("module", SIDES)
 def test_many_keys_of_one_read_do_not_look_hot(module: ModuleType) -> None:
     rate = module.Rate(10.0)
     seen = [
