@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,8 +30,8 @@ from nexus.net.kafka import (
     CONNECTION_ERRORS,
     check_settings,
     client_options,
+    connect_failure,
     quiet_client_logs,
-    summary,
 )
 from nexus.net.settings import KafkaSettings
 from nexus.settings import load
@@ -52,13 +53,27 @@ def main(argv: Sequence[str]) -> int:
     try:
         arguments.kafka = _kafka(arguments)
         code: int = asyncio.run(arguments.run(arguments))
-    except ConfigError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Its reader has seen enough (``… | head``). What is still buffered must not be written when
+        # the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except (ConfigError, _WrongWordsError) as error:
         print(f"nexus events: {error}", file=sys.stderr)
         return 2
     except CONNECTION_ERRORS as error:
-        print(f"nexus events: Kafka: {summary(error)}", file=sys.stderr)
+        why = connect_failure(error)
+        where = arguments.kafka.bootstrap_servers
+        print(f"nexus events: Kafka at {where} does not answer: {why}", file=sys.stderr)
         return 1
     return code
+
+
+class _WrongWordsError(Exception):
+    """The command line names what is not there; one line."""
 
 
 def _kafka(arguments: argparse.Namespace) -> KafkaSettings:
@@ -113,7 +128,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trace", metavar="ID", help="only events of this trace id")
+    parser.add_argument(
+        "--trace", type=_trace_id, metavar="ID", help="only events of this trace id"
+    )
     parser.add_argument("--correlation", metavar="ID", help="only events of this correlation id")
 
 
@@ -121,8 +138,14 @@ def _add_go(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--go", action="store_true", help="do it; without it nothing is written")
 
 
+def _trace_id(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{32}", text):
+        raise argparse.ArgumentTypeError(f"expected 32 hexadecimal digits, got {text!r}")
+    return text.lower()
+
+
 def _natural(text: str) -> int:
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}")
     return int(text)
 
@@ -132,8 +155,11 @@ def _natural(text: str) -> int:
 
 async def _tail(arguments: argparse.Namespace) -> int:
     topics = arguments.topics or [*TOPICS, ACTIONS]
+    required = bool(arguments.topics)
     wanted = _filter(arguments)
-    async for record in _read(arguments.kafka, topics, arguments.begin, arguments.end):
+    async for record in _read(
+        arguments.kafka, topics, arguments.begin, arguments.end, required=required
+    ):
         if wanted(record):
             print(json.dumps(_shown(record)), flush=True)
     return 0
@@ -141,8 +167,7 @@ async def _tail(arguments: argparse.Namespace) -> int:
 
 async def _replay(arguments: argparse.Namespace) -> int:
     if arguments.first > arguments.last:
-        print("nexus events replay: --first is behind --last", file=sys.stderr)
-        return 2
+        raise _WrongWordsError("replay: --first is behind --last")
     wanted = _filter(arguments)
     found: list[tuple[Record, Origin]] = []
     bounds = {TopicPartition(arguments.topic, arguments.partition): arguments.first}
@@ -156,10 +181,11 @@ async def _replay(arguments: argparse.Namespace) -> int:
 
 async def _dlq(arguments: argparse.Namespace) -> int:
     topics = [dead_letter_topic(topic) for topic in arguments.topics] or list(_DEAD)
-    unknown = set(topics) - set(_DEAD)
+    unknown = set(arguments.topics) - set(TOPICS)
     if unknown:
-        print(f"nexus events dlq: no such topic: {', '.join(sorted(unknown))}", file=sys.stderr)
-        return 2
+        raise _WrongWordsError(
+            f"dlq: no topic of events: {', '.join(sorted(unknown))}; they are {', '.join(TOPICS)}"
+        )
     wanted = _filter(arguments)
     found: list[tuple[Record, Origin]] = []
     async for record in _read(arguments.kafka, topics, True, True):
@@ -220,8 +246,12 @@ async def _read(
     begin: bool,
     end: bool,
     bounds: Mapping[TopicPartition, int] | None = None,
+    required: bool = False,
 ) -> AsyncIterator[Record]:
-    """Records of ``topics``; of the partitions of ``bounds`` only, from there, where given."""
+    """Records of ``topics``; of the partitions of ``bounds`` only, from there, where given.
+
+    Raises where a partition of ``bounds`` is not there or, with ``required``, a topic.
+    """
     consumer: Any = AIOKafkaConsumer(
         **client_options(kafka, "nexus-events"),
         isolation_level="read_committed",
@@ -230,14 +260,26 @@ async def _read(
     )
     await _started(consumer)
     try:
-        partitions = list(bounds or ())
-        if not partitions:
-            partitions = await _partitions(consumer, topics)
+        partitions = await _partitions(consumer, topics)
+        missing = set(topics) - {tp.topic for tp in partitions}
+        if missing and (required or bounds):
+            raise _WrongWordsError(f"no such topic there: {', '.join(sorted(missing))}")
+        if bounds:
+            absent = [tp for tp in bounds if tp not in partitions]
+            if absent:
+                raise _WrongWordsError(
+                    f"{absent[0].topic} has partitions 0 to {len(partitions) - 1}, "
+                    f"not {absent[0].partition}"
+                )
+            partitions = list(bounds)
         if not partitions:
             return
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         starts = dict(bounds) if bounds else await consumer.beginning_offsets(partitions)
+        for tp in bounds or ():
+            if starts[tp] >= ends[tp]:
+                raise _WrongWordsError(f"{tp.topic}/{tp.partition} ends before offset {ends[tp]}")
         for tp in partitions:
             consumer.seek(tp, starts[tp] if begin else ends[tp])
         while not end or [tp for tp in partitions if await consumer.position(tp) < ends[tp]]:

@@ -27,6 +27,7 @@ __all__ = [
     "check_settings",
     "client_options",
     "cluster_id",
+    "connect_failure",
     "connect_forever",
     "end_tasks",
     "ensure_topics",
@@ -231,6 +232,11 @@ def summary(error: BaseException) -> str:
     return text if text.startswith(name) else f"{name}: {text}" if text else name
 
 
+def connect_failure(error: BaseException) -> str:
+    """Why a client did not start: what the library said of it, else its ``error``."""
+    return _reasons.taken() or summary(error)
+
+
 async def connect_forever(make: Callable[[], Any], what: str, bootstrap: str) -> Any:
     """A started aiokafka client from ``make``; tries until it can or is cancelled.
 
@@ -250,7 +256,7 @@ async def connect_forever(make: Callable[[], Any], what: str, bootstrap: str) ->
                     "Kafka at %s does not answer, %s waits for it: %s",
                     bootstrap,
                     what,
-                    _reasons.taken() or summary(error),
+                    connect_failure(error),
                     extra={"attempt": failures},
                 )
             await asyncio.sleep(max(0.05, backoff.next()))

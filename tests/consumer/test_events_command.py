@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 import time
 import uuid
 
@@ -117,8 +120,74 @@ def test_replays_change_nothing_twice(kafka_broker, redis_factory, tmp_path, cap
         service.end()
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["tail", "no.such.topic", "--end"], "no such topic there: no.such.topic"),
+        (["replay", HITS, "--partition", "99", "--first", "0", "--last", "1"], "has partitions 0"),
+        (
+            ["replay", HITS, "--partition", "0", "--first", "99999999", "--last", "99999999"],
+            f"{HITS}/0 ends before offset",
+        ),
+    ],
+)
+def test_what_is_not_there_is_one_line(kafka_broker, capsys, words, why):
+    send(kafka_broker.bootstrap, [(b"k", b"{}", [])])  # the topic is there
+    assert nexus(["events", "--kafka", kafka_broker.bootstrap, *words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("nexus events: ")
+    assert why in line
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(kafka_broker):
+    """As in `nexus events tail … | head -1`."""
+    body = json.dumps(hit(uuid.uuid4().hex, 1)).encode()
+    send(kafka_broker.bootstrap, [(b"k", body, [])] * 200)
+    words = ["-m", "nexus", "events", "--kafka", kafka_broker.bootstrap]
+    with subprocess.Popen(
+        [sys.executable, *words, "tail", HITS, "--begin", "--end"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as command:
+        assert command.stdout.readline().startswith(b"{")
+        command.stdout.close()
+        assert command.stderr.read() == b""
+        assert command.wait(60) == 0
+
+
+def test_an_interrupt_ends_a_tail_without_a_word(kafka_broker):
+    key = uuid.uuid4().hex
+    words = ["-m", "nexus", "events", "--kafka", kafka_broker.bootstrap]
+    with subprocess.Popen(
+        [sys.executable, *words, "tail", HITS, "--begin", "--correlation", key],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    ) as command:
+        send(kafka_broker.bootstrap, [(key.encode(), b"{}", [])])
+        assert command.stdout.readline().startswith(b"{")
+        command.send_signal(signal.SIGINT)
+        assert command.stderr.read() == b""
+        assert command.wait(60) == 130
+
+
+@pytest.mark.parametrize("there", ["nothing", "no Kafka"])
+def test_what_is_no_kafka_is_one_line(there, redis_server, capsys, monkeypatch):
+    monkeypatch.setattr("nexus.consumer.eventscommand._START_SECONDS", 1.0)
+    address = "127.0.0.1:1" if there == "nothing" else f"127.0.0.1:{redis_server.port}"
+    assert nexus(["events", "--kafka", address, "tail", "--end"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"nexus events: Kafka at {address} does not answer: ")
+    assert "AddressFamily" not in line
+
+
 def test_wrong_words_are_refused(capsys):
-    for words in (["replay", "x"], ["replay", HITS, "--partition", "a"], []):
+    for words in (
+        ["replay", "x"],
+        ["replay", HITS, "--partition", "a"],
+        ["tail", "--trace", "xyz"],
+        [],
+    ):
         with pytest.raises(SystemExit) as ended:
             nexus(["events", *words])
         assert ended.value.code == 2
