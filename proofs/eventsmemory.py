@@ -6,8 +6,9 @@
 
 A million events lie in the topics, each with an id, an address and an offset of its own: whatever
 the consumer kept of each would be seen. Its worker's memory is read twenty times a second; held
-against each other are the middles of the second and of the last tenth of the way. The first tenth
-is left out: caches and buffers fill.
+against each other are the middles of the fourth and of the last tenth of the way. What is before
+that warms up: fetch buffers, queues and the allocator's arenas fill until some 250 000 events are
+through, and stand still from there on.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from proofs.report import RESULTS, Result, save
 
 __all__ = ["judge", "prove"]
 
-#: Growth from the second to the last tenth that is no leak: what an allocator does by itself. Ten
-#: bytes kept of each of a million events would be seen.
-MOST_MIB: Final = 8.0
+#: Growth from the fourth to the last tenth that is no leak: what an allocator does by itself.
+#: Eleven bytes kept of each of a million events would be seen.
+MOST_MIB: Final = 6.0
 
 
 def judge(samples: list[tuple[float, float]], events: int) -> tuple[float, float]:
-    """MiB in the second and in the last tenth, from (events handled, MiB)."""
+    """MiB in the fourth and in the last tenth, from (events handled, MiB)."""
 
     def middle(first: float, last: float) -> float:
         found = [mib for done, mib in samples if first * events <= done <= last * events]
@@ -40,11 +41,11 @@ def judge(samples: list[tuple[float, float]], events: int) -> tuple[float, float
             found = [min(samples, key=lambda one: abs(one[0] - (first + last) / 2 * events))[1]]
         return round(statistics.median(found), 1)
 
-    return middle(0.1, 0.2), middle(0.9, 1.0)
+    return middle(0.3, 0.4), middle(0.9, 1.0)
 
 
-def prove(events: int, kafka: str) -> Result:
-    """Run it and judge."""
+def prove(events: int, kafka: str, most: float = MOST_MIB) -> Result:
+    """Run it and judge; ``most`` MiB may come (few events are through before it is warm)."""
     samples: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory(prefix="nexus-memory-") as name:
         told = asyncio.run(
@@ -53,12 +54,12 @@ def prove(events: int, kafka: str) -> Result:
     early, late = judge(samples, events)
     return Result(
         "events-memory",
-        late - early <= MOST_MIB,
-        f"{events} events: {early} MiB in the second tenth, {late} MiB in the last",
+        late - early <= most,
+        f"{events} events: {early} MiB in the fourth tenth, {late} MiB in the last",
         None,
         {
             "events": events,
-            "mib_second_tenth": early,
+            "mib_fourth_tenth": early,
             "mib_last_tenth": late,
             "mib_most": round(max(mib for _, mib in samples), 1),
             "samples": len(samples),
