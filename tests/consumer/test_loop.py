@@ -24,12 +24,7 @@ class FakeConsumer:
         self.commits = []
         self.failures = []
         self.batches = []
-
-    def pause(self, tp):
-        self.calls.append(("pause", tp))
-
-    def resume(self, tp):
-        self.calls.append(("resume", tp))
+        self.asked = ()
 
     def highwater(self, _tp):
         return 100
@@ -43,7 +38,8 @@ class FakeConsumer:
     def seek(self, tp, offset):
         self.calls.append(("seek", tp, offset))
 
-    async def getmany(self, **_):
+    async def getmany(self, *partitions, **_):
+        self.asked = partitions
         return self.batches.pop(0) if self.batches else {}
 
     async def commit(self, offsets):
@@ -153,14 +149,25 @@ async def test_a_failed_commit_is_covered_by_the_next(member, metrics):
 async def test_a_full_partition_is_paused_and_resumed_and_others_go_on(member):
     await member.on_partitions_assigned([TP, OTHER])
     mine = await fetch(member, records(TP, 0, 16) | records(OTHER, 0, 3))
-    assert member._consumer.calls == [("pause", TP)]
+    assert member._consumer.asked == ()  # all of them
+    await fetch(member, {})
+    assert set(member._consumer.asked) - {module._NONE} == {OTHER}
+    assert [p["paused"] for p in member.status()["partitions"]] == [True, False]
     for record, progress in mine[1:16]:
         progress.finished(record.offset)
     await fetch(member, {})
-    assert member._consumer.calls == [("pause", TP)]  # the first one still holds all of them
+    assert TP not in member._consumer.asked  # the first one still holds all of them
     mine[0][1].finished(0)
     await fetch(member, {})
-    assert member._consumer.calls == [("pause", TP), ("resume", TP)]
+    assert member._consumer.asked == ()
+
+
+async def test_where_all_are_full_nothing_is_read_and_the_membership_lives(member):
+    await member.on_partitions_assigned([TP])
+    await fetch(member, records(TP, 0, 16))
+    await fetch(member, {})
+    # Without any partition named it would read all of them.
+    assert member._consumer.asked == (module._NONE,)
 
 
 async def test_a_revoked_partition_is_finished_committed_and_forgotten(member):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.consumer import fetcher
 from support.servers import free_port
 
 from nexus.consumer.app import SPEC, ConsumerApp
@@ -179,6 +180,44 @@ async def test_a_second_run_begins_where_the_first_committed(kafka_broker, app_o
     await until(lambda: len(seen()) >= 200)
     await asyncio.sleep(0.3)
     assert sorted(map(int, seen())) == list(range(500, 700))
+
+
+@pytest.mark.kafka
+async def test_what_was_fetched_of_a_paused_partition_is_not_fetched_again(
+    kafka_broker, app_of, caplog, monkeypatch
+):
+    """One partition, far more events than may be open at once: each comes over the wire once."""
+    topic, marker = "gateway.rate_limit.hit", uuid.uuid4().hex[:8]
+    fetched = []
+    records = fetcher.MemoryRecords
+
+    def counted(data):
+        fetched.append(data)
+        return records(data)
+
+    flow = FlowSettings(partition_events=16)
+    app = await app_of(kafka_broker.bootstrap, flow=flow, start="latest")
+    await until(lambda: not app._loop.in_flight)
+    caplog.set_level("INFO", "nexus.consumer.events")
+    judge, go_on = State.judge, asyncio.Event()
+
+    async def when_all_is_there(self, *arguments):
+        await go_on.wait()
+        return await judge(self, *arguments)
+
+    monkeypatch.setattr(State, "judge", when_all_is_there)
+    monkeypatch.setattr(fetcher, "MemoryRecords", counted)
+    await send(kafka_broker.bootstrap, topic, [hit(marker, i) for i in range(2000)], b"one-key")
+    go_on.set()
+    lines = [f"/{marker}/{i}" for i in range(2000)]
+
+    def seen():
+        return [r.getMessage().rpartition(" ")[2] for r in caplog.records if marker in r.getMessage()]
+
+    await until(lambda: len(seen()) >= 2000, 60)
+    assert seen() == lines
+    came = sum(data.count(marker.encode() + b"-") for data in fetched)
+    assert 2000 <= came < 3000
 
 
 async def dead_letters_are_set_aside(bootstrap, app_of, registry):
