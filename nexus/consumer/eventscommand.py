@@ -32,6 +32,7 @@ from nexus.net.kafka import (
     client_options,
     connect_failure,
     quiet_client_logs,
+    stop_quietly,
 )
 from nexus.net.settings import KafkaSettings
 from nexus.settings import load
@@ -44,6 +45,7 @@ _DEAD: Final = tuple(dead_letter_topic(topic) for topic in TOPICS)
 
 #: Longest wait for the broker, seconds, before the command gives up.
 _START_SECONDS: Final = 15.0
+_STOP_SECONDS: Final = 1.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -223,7 +225,7 @@ async def _send_again(arguments: argparse.Namespace, found: Sequence[tuple[Recor
                 headers=replay_headers(record.headers, origin),
             )
     finally:
-        await producer.stop()
+        await stop_quietly(producer, _STOP_SECONDS)
     print(f"{len(found)} events sent again")
     return 0
 
@@ -236,7 +238,7 @@ async def _started(client: Any) -> None:
         async with asyncio.timeout(_START_SECONDS):
             await client.start()
     except BaseException:
-        await client.stop()
+        await stop_quietly(client, _STOP_SECONDS)
         raise
 
 
@@ -288,7 +290,8 @@ async def _read(
                     if not end or record.offset < ends[tp]:
                         yield record
     finally:
-        await consumer.stop()
+        # aiokafka's own stop may wait for ever: its fetcher can swallow the first cancellation.
+        await stop_quietly(consumer, _STOP_SECONDS)
 
 
 async def _partitions(consumer: Any, topics: Sequence[str]) -> list[TopicPartition]:

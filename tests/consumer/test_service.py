@@ -212,7 +212,9 @@ async def test_what_was_fetched_of_a_paused_partition_is_not_fetched_again(
     lines = [f"/{marker}/{i}" for i in range(2000)]
 
     def seen():
-        return [r.getMessage().rpartition(" ")[2] for r in caplog.records if marker in r.getMessage()]
+        return [
+            r.getMessage().rpartition(" ")[2] for r in caplog.records if marker in r.getMessage()
+        ]
 
     await until(lambda: len(seen()) >= 2000, 60)
     assert seen() == lines

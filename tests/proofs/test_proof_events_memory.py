@@ -10,7 +10,6 @@ import pytest
 from proofs.eventsmemory import MOST_MIB, judge, prove
 from tests.conftest import KafkaBroker
 
-
 #: Loaded by the consumer's interpreter before anything else: keeps a KiB of every event.
 LEAK = """
 from nexus.consumer.pipeline import Pipeline
