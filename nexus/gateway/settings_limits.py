@@ -47,7 +47,7 @@ class LimitRuleSettings(Settings, frozen=True, omit_defaults=True):
             ge=1,
             le=10_000,
             description="cluster: tokens that a worker takes at once. 1: every request asks "
-            "Redis; n: at most n tokens per worker are admitted later than Redis gave them out",
+            "Redis; n: at most n - 1 per worker are admitted later than Redis gave them out",
         ),
     ] = 1
     lease_ms: Annotated[
