@@ -55,7 +55,7 @@ class Attempts(ServedRequest):
             self._attempt()
             return
         bulkhead = core.bulkheads.of(self.route.group)
-        entered = bulkhead.enter(self)
+        entered = bulkhead.enter(self, monotonic_ns())
         if entered == WAITS:
             self._waits_at = bulkhead
             self._state = QUEUED
@@ -343,7 +343,7 @@ class Attempts(ServedRequest):
         """Whatever was under way there is of no interest any more."""
         self.deadline = 0
         if self._waits_at is not None:
-            self._waits_at.cancel(self)
+            self._waits_at.cancel(self, monotonic_ns())
             self._waits_at = None
         connection = self.connection
         if connection is not None:

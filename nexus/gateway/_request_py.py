@@ -316,7 +316,7 @@ class ServedRequest(ResponseSink):
         if self._inside is not None:
             inside = self._inside
             self._inside = None
-            inside.leave()
+            inside.leave(monotonic_ns())
         self._end_retry()
         core.budget.end()
         if self._held:

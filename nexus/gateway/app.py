@@ -29,7 +29,7 @@ from nexus.gateway.adminapi import AdminApi
 from nexus.gateway.auth import Authenticator, check_settings
 from nexus.gateway.authservice import AuthService
 from nexus.gateway.blocklist import BlockList
-from nexus.gateway.bulkheads import Bulkheads
+from nexus.gateway.bulkheads import BulkheadMemory, Bulkheads
 from nexus.gateway.clients import Clients
 from nexus.gateway.clusterlimits import ClusterLimits
 from nexus.gateway.core import Core
@@ -94,6 +94,7 @@ class Shared:
     seed: int
     breakers: BreakerTable
     loads: LoadTable
+    bulkheads: BulkheadMemory
     telemetry: TelemetryMemory | None
     #: The upstream list in force, for a worker that starts while the file is broken.
     services: FileMemory
@@ -120,6 +121,7 @@ def make_shared(settings: GatewaySettings) -> Shared:
             settings.workers,
         ),
         loads=LoadTable(settings.workers),
+        bulkheads=BulkheadMemory(settings.workers),
         telemetry=TelemetryMemory(entries, settings.workers) if entries else None,
         services=services,
         keys=FileMemory(settings.workers),
@@ -227,7 +229,7 @@ class Gateway:
             context.metrics,
         )
         self._admin: AdminServer | None = None
-        self._bulkheads: Final = Bulkheads(settings)
+        self._bulkheads: Final = Bulkheads(settings, shared.bulkheads, context.index)
         self._listed: tuple[ServiceEntry, ...] = ()
         self._dns: Final = DnsSource(context.metrics, self._use_all)
         self._last_success: Final = context.metrics.gauges(
@@ -252,6 +254,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._apply(settings)
         self._use_bulkheads(settings)
+        self._bulkheads.start(loop)
         self._use(self._services.recover(context.shared.services))
         self._reloads.labels("broken").inc(self._services.failures)
         await self._start_recorder(settings)
@@ -332,6 +335,7 @@ class Gateway:
             await self._producer.stop(FLUSH_SECONDS)
         await self._auth.close()
         self._upstreams.close()
+        self._bulkheads.stop(asyncio.get_running_loop())
         if self._ticker is not None:
             self._ticker.cancel()
 
@@ -429,6 +433,7 @@ class Gateway:
         self._ticker = loop.call_later(TICK_NS / 1e9, self._tick, loop)
         self._wheel.advance(now)
         self._upstreams.refresh(now)
+        self._bulkheads.tick(now)
 
     def _is_trusted(self, ip: str) -> bool:
         return bool(self._phases.clients.is_trusted(ip))

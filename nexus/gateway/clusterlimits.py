@@ -9,8 +9,8 @@ The script is GCRA by the clock of the Redis server, so gateways need no common 
 lease several tokens of a key at once (``lease``). Redis never gives out more than
 ``burst + rate * t`` in any ``t`` seconds; tokens leased before those seconds and spent within them
 come on top, at most ``lease - 1`` for each worker (one is spent at once): that is the worst-case
-overshoot, and with ``lease: 1`` there is none. Redis away: ``on_redis_failure`` decides at once, and
-Redis is asked again every ``retry_ms``.
+overshoot, and with ``lease: 1`` there is none. Redis away: ``on_redis_failure`` decides at once,
+and Redis is asked again every ``retry_ms``.
 """
 
 from __future__ import annotations

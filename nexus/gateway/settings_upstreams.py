@@ -128,7 +128,7 @@ class BulkheadSettings(Settings, frozen=True):
         Meta(
             ge=0,
             description="requests of one group at once, from the first attempt to the end of the "
-            "response, over all workers (each has its part, rounded up); 0: any number",
+            "response, over all workers; 0: any number",
         ),
     ] = 0
     queue_size: Annotated[

@@ -6,12 +6,19 @@ bound it takes every connection, buffer and retry of the gateway along (Nygard, 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, Protocol
+
+from nexus.policy.places import Places
 
 __all__ = ["ENTERED", "FULL", "WAITS", "Bulkhead"]
 
 FULL, ENTERED, WAITS = range(3)
+
+#: Nanoseconds after the longest wait in which a request leaves the queue at the latest. A worker
+#: whose first one stands there longer does not come round to it: others go on.
+_GRACE: Final = 200_000_000
 
 
 class Entrant(Protocol):
@@ -24,14 +31,37 @@ class Entrant(Protocol):
 class Bulkhead:
     """``limit`` places, ``queue_size`` requests that may wait, for ``wait_ns`` at most.
 
-    The clock is the caller's: whoever has waited long enough calls :meth:`cancel`. One worker's.
+    One worker's view of what all share: places, queue and order. The clock is the caller's:
+    ``now`` is monotonic nanoseconds, and whoever has waited long enough calls :meth:`cancel`.
     """
 
-    __slots__ = ("_admitting", "_waiting", "active", "limit", "queue_size", "refused", "wait_ns")
+    __slots__ = (
+        "_admitting",
+        "_places",
+        "_waiting",
+        "_wake",
+        "active",
+        "limit",
+        "queue_size",
+        "refused",
+        "wait_ns",
+    )
 
-    def __init__(self, limit: int, queue_size: int, wait_ns: int) -> None:
-        self._waiting: Final[deque[Entrant]] = deque()
+    def __init__(
+        self,
+        places: Places,
+        limit: int,
+        queue_size: int,
+        wait_ns: int,
+        wake: Callable[[int], None],
+    ) -> None:
+        """``wake(worker)``: it is to call :meth:`admit`, because it is the turn of one of its."""
+        self._places: Final = places
+        self._wake: Final = wake
+        #: Who waits here → since when; first come first.
+        self._waiting: Final[OrderedDict[Entrant, int]] = OrderedDict()
         self._admitting = False
+        #: Requests of this worker that are inside.
         self.active = 0
         #: Requests that found no place, at once or after their wait.
         self.refused = 0
@@ -45,38 +75,63 @@ class Bulkhead:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a place."""
+        """Requests of this worker that wait for a place."""
         return len(self._waiting)
 
-    def enter(self, entrant: Entrant) -> int:
+    def enter(self, entrant: Entrant, now: int) -> int:
         """``ENTERED``; ``WAITS`` for ``on_admitted``, first come first served; or ``FULL``."""
-        # Nobody overtakes those that wait.
-        if not self.limit or (self.active < self.limit and not self._waiting):
+        # Nobody overtakes those that wait, here or elsewhere.
+        if not self._waiting and self._places.take(self.limit, now, self._oldest(now)):
             self.active += 1
             return ENTERED
-        if self.wait_ns and len(self._waiting) < self.queue_size:
-            self._waiting.append(entrant)
+        if self.wait_ns and self._places.waiting < self.queue_size:
+            self._waiting[entrant] = now
+            self._announce()
             return WAITS
         self.refused += 1
         return FULL
 
-    def cancel(self, entrant: Entrant) -> None:
+    def cancel(self, entrant: Entrant, now: int) -> None:
         """It waits no longer."""
-        try:
-            self._waiting.remove(entrant)
-        except ValueError:
+        if self._waiting.pop(entrant, None) is None:
             return
         self.refused += 1
+        self._announce()
+        self._pass_on(now)
 
-    def leave(self) -> None:
+    def leave(self, now: int) -> None:
         """A request that was inside is over."""
         self.active -= 1
+        self._places.give()
+        self.admit(now)
+
+    def admit(self, now: int) -> None:
+        """Let in who may; call it when woken, and now and then (a worker may have died)."""
         if self._admitting:
             return  # one that was just admitted is over already: the loop below goes on
         self._admitting = True
         try:
-            while self._waiting and (not self.limit or self.active < self.limit):
+            while self._waiting:
+                entrant, since = next(iter(self._waiting.items()))
+                if not self._places.take(self.limit, since, self._oldest(now)):
+                    break
+                del self._waiting[entrant]
+                self._announce()
                 self.active += 1
-                self._waiting.popleft().on_admitted()
+                entrant.on_admitted()
         finally:
             self._admitting = False
+        self._pass_on(now)
+
+    def _pass_on(self, now: int) -> None:
+        """Wake the worker whose turn it is."""
+        first = next(iter(self._waiting.values()), 0)
+        other = self._places.next_elsewhere(self.limit, first, self._oldest(now))
+        if other >= 0:
+            self._wake(other)
+
+    def _announce(self) -> None:
+        self._places.announce(len(self._waiting), next(iter(self._waiting.values()), 0))
+
+    def _oldest(self, now: int) -> int:
+        return max(0, now - self.wait_ns - _GRACE)

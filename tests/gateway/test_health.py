@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import psutil
 import pytest
-from gateway_process import GatewayProcess
+from gateway_process import Client, GatewayProcess
 from gateway_upstream import Upstream
 
 Start = Callable[..., GatewayProcess]
@@ -207,25 +209,92 @@ def test_breakers_tell_what_they_know(start_gateway: Start, three: list[Upstream
     assert 8000 < stats["retryInMs"] <= 10_000
 
 
-def test_a_slow_group_keeps_to_its_places(start_gateway: Start, three: list[Upstream]) -> None:
-    import threading
+def hold(gateway: GatewayProcess, names: Iterable[int]) -> dict[int, Client]:
+    """A request for each name on a connection of its own, not waited for."""
+    clients = {}
+    for name in names:
+        clients[name] = gateway.client(30)
+        clients[name].send(b"GET /api/mood?%d HTTP/1.1\r\nHost: t\r\n\r\n" % name)
+    return clients
 
-    three[0].mood = "slow"  # 0.4 s each
-    gateway = start_gateway(
-        urls(three[:1]), bulkhead={"max_concurrent": 2, "queue_size": 2, "wait_ms": 3000}
-    )
+
+def asked(upstream: Upstream) -> set[int]:
+    """Names of the requests that have reached it."""
+    return {int(seen.path.partition("?")[2]) for seen in tuple(upstream.seen) if "?" in seen.path}
+
+
+def bulkhead_gauge(gateway: GatewayProcess, name: str) -> float:
+    lines = gateway.metrics().splitlines()
+    return sum(float(x.split()[-1]) for x in lines if x.startswith(f"nexus_bulkhead_{name}{{"))
+
+
+BULKHEAD: dict[str, Any] = {
+    "breaker": {"enabled": False, "timeout_ms": 60_000},
+    "timeouts": {"total": 60, "keep_alive": 60},
+    "bulkhead": {"max_concurrent": 2, "queue_size": 2, "wait_ms": 60_000},
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_slow_group_keeps_to_its_places(
+    start_gateway: Start, three: list[Upstream], workers: int
+) -> None:
+    """Over all workers, whichever of them the kernel gives the connections."""
+    upstream = three[0]
+    upstream.mood = "hang"
+    gateway = start_gateway(urls(three[:1]), workers=workers, **BULKHEAD)
+    held = hold(gateway, range(8))
     replies: list[Any] = []
-    running = [
-        threading.Thread(target=lambda: replies.append(gateway.request("/api/mood")))
-        for _ in range(8)
-    ]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    seen = Counter(reply.status for reply in replies)
-    assert seen == {200: 4, 503: 4}, seen
+
+    def take_replies() -> bool:
+        ready, _, _ = select.select([client.sock for client in held.values()], [], [], 0.05)
+        names = [name for name, client in held.items() if client.sock in ready]
+        replies.extend(held.pop(name).read() for name in names)
+        return len(replies) >= 4
+
+    until(take_replies, 30)
+    until(lambda: len(asked(upstream)) == 2, 30)
+    until(lambda: bulkhead_gauge(gateway, "waiting") == 2, 30)
+    until(lambda: bulkhead_gauge(gateway, "active") == 2, 30)
+    assert {reply.status for reply in replies} == {503}
+    assert len(asked(upstream)) == 2, "nothing of the others goes further"
+    # Those that are inside leave, and those that waited go, whichever worker they are in.
+    upstream.mood = ""
+    inside = asked(upstream)
+    for name in inside:
+        held.pop(name).close()
+    for client in held.values():
+        assert client.read().status == 200
+    assert len(held) == 2
     refused = next(reply for reply in replies if reply.status == 503)
     assert (refused.json["reason"], refused.value("retry-after")) == ("bulkhead_full", "1")
-    three[0].mood = ""
     assert answers(gateway, 5) == {"a": 5}
+
+
+def test_places_of_a_killed_worker_are_free_again(
+    start_gateway: Start, three: list[Upstream]
+) -> None:
+    upstream = three[0]
+    upstream.mood = "hang"
+    gateway = start_gateway(urls(three[:1]), workers=2, **BULKHEAD)
+    held = hold(gateway, range(4))
+    until(lambda: len(asked(upstream)) == 2, 30)
+    until(lambda: bulkhead_gauge(gateway, "waiting") == 2, 30)
+    for process in psutil.Process(gateway.process.pid).children():
+        process.kill()
+    for client in held.values():
+        assert client.closed(30)
+    upstream.mood = ""
+    until(lambda: bulkhead_gauge_or_nothing(gateway) == 0, 30)
+    upstream.mood = "hang"
+    again = hold(gateway, range(10, 14))
+    until(lambda: len(asked(upstream) & set(again)) == 2, 30)
+    until(lambda: bulkhead_gauge(gateway, "waiting") == 2, 30)
+
+
+def bulkhead_gauge_or_nothing(gateway: GatewayProcess) -> float | None:
+    """``None`` while nobody answers."""
+    try:
+        return bulkhead_gauge(gateway, "active")
+    except (OSError, EOFError):
+        return None

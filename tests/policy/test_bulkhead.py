@@ -2,62 +2,164 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.policy.bulkhead import ENTERED, FULL, WAITS, Bulkhead
 from nexus.policy.outlier import OutlierPolicy, outliers
+from nexus.policy.places import PlaceTable
+
+#: Long enough that nobody's wait is over by the test's own clock, which counts steps.
+WAIT = 1_000_000
+
+
+class Rig:
+    """Workers that share a bulkhead, all in this process; bells are answered when told."""
+
+    def __init__(self, workers: int, limit: int, size: int, wait: int = WAIT) -> None:
+        self.table = PlaceTable(workers, 2)
+        self.limit, self.size, self.wait = limit, size, wait
+        self.rung: list[int] = []
+        self.log: list[Entrant] = []
+        self.workers = [self.begin(worker) for worker in range(workers)]
+
+    def begin(self, worker: int) -> Bulkhead:
+        """A process begins as this worker."""
+        self.table.adopt(worker)
+        places = self.table.places("group", worker)
+        assert places is not None
+        return Bulkhead(places, self.limit, self.size, self.wait, self.rung.append)
+
+    def answer(self, now: int) -> None:
+        while self.rung:
+            self.workers[self.rung.pop(0)].admit(now)
 
 
 class Entrant:
-    def __init__(self, log: list[Entrant], bulkhead: Bulkhead, brief: bool) -> None:
-        self.log, self.bulkhead, self.brief = log, bulkhead, brief
+    def __init__(self, rig: Rig, worker: int, now: int, *, brief: bool = False) -> None:
+        self.rig, self.worker, self.came, self.brief = rig, worker, now, brief
 
     def on_admitted(self) -> None:
-        self.log.append(self)
+        self.rig.log.append(self)
         if self.brief:  # over at once, within the call
-            self.bulkhead.leave()
+            self.rig.workers[self.worker].leave(self.came)
 
 
 @given(
+    st.integers(1, 3),
     st.integers(1, 4),
     st.integers(0, 5),
-    st.lists(st.sampled_from(["enter", "brief", "leave", "cancel"]), max_size=80),
+    st.lists(
+        st.tuples(st.sampled_from(["enter", "brief", "leave", "cancel"]), st.integers(0, 2)),
+        max_size=80,
+    ),
 )
-def test_against_a_model(limit: int, size: int, steps: list[str]) -> None:
-    log: list[Entrant] = []
-    bulkhead = Bulkhead(limit, size, 1)
-    inside, queue = 0, []
-    for step in steps:
+def test_against_a_model(workers: int, limit: int, size: int, steps: list[tuple[str, int]]) -> None:
+    """Of all workers together: one queue, first come first served, never more than the limit."""
+    rig = Rig(workers, limit, size)
+    inside: list[int] = []
+    queue: list[Entrant] = []
+    for now, (step, which) in enumerate(steps, 1):
+        worker = which % workers
+        bulkhead = rig.workers[worker]
         if step in ("enter", "brief"):
-            entrant = Entrant(log, bulkhead, step == "brief")
-            expected = ENTERED if inside < limit else WAITS if len(queue) < size else FULL
-            assert bulkhead.enter(entrant) == expected
-            inside += expected == ENTERED
-            if expected == WAITS:
+            entrant = Entrant(rig, worker, now, brief=step == "brief")
+            free = len(inside) < limit
+            expected = ENTERED if free else WAITS if len(queue) < size else FULL
+            assert bulkhead.enter(entrant, now) == expected
+            if expected == ENTERED:
+                inside.append(worker)
+            elif expected == WAITS:
                 queue.append(entrant)
-        elif step == "leave" and inside:
-            log.clear()
-            bulkhead.leave()
-            inside -= 1
+        elif step == "leave" and worker in inside:
+            rig.log.clear()
+            bulkhead.leave(now)
+            rig.answer(now)
+            inside.remove(worker)
             admitted = []
-            while queue and inside < limit:
+            while queue and len(inside) < limit:
                 admitted.append(queue.pop(0))
-                inside += not admitted[-1].brief
-            assert log == admitted
+                if not admitted[-1].brief:
+                    inside.append(admitted[-1].worker)
+            assert rig.log == admitted
         elif step == "cancel" and queue:
-            bulkhead.cancel(queue.pop())
-        assert (bulkhead.active, bulkhead.waiting) == (inside, len(queue))
-        assert inside <= limit
+            entrant = queue.pop()
+            rig.workers[entrant.worker].cancel(entrant, now)
+            rig.answer(now)
+        here = [one.active for one in rig.workers]
+        assert here == [Counter(inside)[worker] for worker in range(workers)]
+        assert sum(one.waiting for one in rig.workers) == len(queue)
+        assert len(inside) <= limit
 
 
 def test_a_long_queue_of_brief_ones_is_no_recursion() -> None:
-    log: list[Entrant] = []
-    bulkhead = Bulkhead(1, 5000, 1)
-    for _ in range(5001):
-        bulkhead.enter(Entrant(log, bulkhead, brief=True))
-    bulkhead.leave()
-    assert (len(log), bulkhead.active) == (5000, 0)
+    rig = Rig(1, 1, 5000)
+    [bulkhead] = rig.workers
+    for now in range(1, 5002):
+        bulkhead.enter(Entrant(rig, 0, now, brief=True), now)
+    bulkhead.leave(5002)
+    assert (len(rig.log), bulkhead.active) == (5000, 0)
+
+
+def test_a_worker_that_died_blocks_nobody() -> None:
+    rig = Rig(2, 1, 5)
+    pid = os.fork()
+    if not pid:  # the first worker: one inside, one that waits, and dies
+        here = rig.begin(0)
+        ok = here.enter(Entrant(rig, 0, 1), 1) == ENTERED
+        ok &= here.enter(Entrant(rig, 0, 2), 2) == WAITS
+        os.kill(os.getpid(), signal.SIGKILL if ok else signal.SIGTERM)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    other = rig.workers[1]
+    assert other.enter(Entrant(rig, 1, 3), 3) == WAITS, "its place is taken until it is replaced"
+    rig.workers[0] = rig.begin(0)
+    other.admit(4)
+    assert [one.came for one in rig.log] == [3]
+    assert (other.active, rig.workers[0].active) == (1, 0)
+
+
+def test_nobody_waits_for_one_that_should_be_gone() -> None:
+    rig = Rig(2, 1, 5, wait=1000)
+    first, second = rig.workers
+    assert first.enter(Entrant(rig, 0, 1), 1) == ENTERED
+    assert first.enter(Entrant(rig, 0, 2), 2) == WAITS
+    assert second.enter(Entrant(rig, 1, 3), 3) == WAITS
+    # The first worker stands still: its bell is not heard.
+    first._admitting = True
+    first.leave(4)
+    second.admit(500)
+    assert rig.log == []
+    second.admit(10**9)  # long after the longest wait
+    assert [one.came for one in rig.log] == [3]
+
+
+def test_places_of_processes_are_never_given_twice() -> None:
+    """Four processes take and give as fast as they can; each looks whether too many are inside."""
+    table, limit, rounds = PlaceTable(4, 1), 2, 400
+    seen = os.memfd_create("seen")
+    pids = []
+    for worker in range(4):
+        pid = os.fork()
+        if not pid:
+            table.adopt(worker)
+            places = table.places("g", worker)
+            most = taken = 0
+            while places is not None and taken < rounds:
+                if places.take(limit, 1, 0):
+                    taken += 1
+                    most = max(most, places.inside)
+                    places.give()
+            os.pwrite(seen, bytes([most]), worker)
+            os._exit(0)
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
+    most = os.pread(seen, 4, 0)
+    os.close(seen)
+    assert 1 <= max(most) <= limit
 
 
 def test_success_rates_are_compared() -> None:
