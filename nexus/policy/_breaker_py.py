@@ -131,7 +131,10 @@ class Breaker:
             return 0
         self._acquire()
         try:
-            if self._words[_STATE] != word or now_ns < self._words[_UNTIL]:
+            word = self._words[_STATE]
+            if word & 3 == _CLOSED:  # somebody's trial went well while we waited
+                return word >> 2
+            if now_ns < self._words[_UNTIL]:  # somebody else has the trial
                 return 0
             self._words[_UNTIL] = now_ns + self._trial_ns
             self._enter(_HALF_OPEN, now_ns)

@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from nexus._speedups import BACKEND
 from nexus.policy.breaker import Breaker, BreakerConfig, BreakerTable
 
 SECOND = 1_000_000_000
@@ -146,6 +147,32 @@ def test_results_from_before_the_transition_do_not_count() -> None:
     breaker.record_success(later, trial)
     assert not any(breaker.record_failure(later, old) for _ in range(5))
     assert breaker.state(later) == "closed"
+
+
+@pytest.mark.skipif(BACKEND != "pure", reason="a compiled breaker's lock cannot be watched")
+def test_a_breaker_that_closes_while_its_lock_is_waited_for_lets_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The balancer was told that it is closed: to refuse would be a 503 for nothing."""
+    shared = table()
+    a, b = (shared.breaker("http://a", worker, CONFIG) for worker in (0, 1))
+    for _ in range(3):
+        a.record_failure(NOW)
+    trial = a.allow(NOW + 10 * SECOND)
+    late = NOW + 60 * SECOND  # the trial's lease is over, its answer comes at this moment
+    acquire = type(b)._acquire
+    waited = []
+
+    def wait(breaker: Breaker) -> None:
+        if not waited:
+            waited.append(breaker)
+            a.record_success(late, trial)
+        acquire(breaker)
+
+    monkeypatch.setattr(type(b), "_acquire", wait)
+    assert b.allow(late)
+    assert waited == [b]
+    assert b.state(late) == "closed"
 
 
 def test_without_permits_the_worker_that_holds_the_trial_decides() -> None:
