@@ -202,7 +202,7 @@ class GatewayProcess:
 
     def _wait_ready(self) -> None:
         # A process that died ends the wait at once; a busy machine may take its time.
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 break
