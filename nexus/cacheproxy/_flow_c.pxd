@@ -168,6 +168,7 @@ cdef class Client(Receiver):
     cdef public int64_t write_seq
     cdef public int64_t read_seq
     cdef public double fence_after           # seconds
+    cdef public bint guarded
 
     @cython.locals(plane=Plane, position=Py_ssize_t)
     cpdef object buffer_updated(self, Py_ssize_t size)

@@ -528,6 +528,8 @@ class Client(Receiver):
         self.read_seq = 0
         #: A hit needs a fence that was sent later than this.
         self.fence_after = 0.0
+        #: What it was sent to load is guarded (:mod:`nexus.cacheproxy.fillguard`).
+        self.guarded = False
 
     # -- from the client
 

@@ -71,6 +71,7 @@ cdef class Partition(Near):
         self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop,
         Py_ssize_t count
     )
+    cpdef object prepare(self, Client client, bytearray data, Py_ssize_t start, Py_ssize_t stop)
     cdef object _tag(self, Client client, bytearray data, Py_ssize_t start, Py_ssize_t stop)
     cpdef object note(self, Client client, bytearray data, Py_ssize_t start, Py_ssize_t stop)
     @cython.locals(now=double, unknown=int64_t, dropped=int64_t, client=Client)

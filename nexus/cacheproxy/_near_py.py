@@ -111,6 +111,8 @@ class Partition(Near):
             stop = scanner.command_end
             effect = scanner.effect
             if effect == CACHED and scanner.argc > 1 and self._single(scanner):
+                if client.guarded:
+                    core.guard.reads(client, data, position, stop)
                 code = BUSY
                 if link.received >= client.write_seq:
                     code = MISS
@@ -144,6 +146,21 @@ class Partition(Near):
                     client.blocked |= HELD
                     break
                 if effect:
+                    if (
+                        core.guard is not None
+                        and (client.guarded or effect == WRITES)
+                        and core.guard.concerns(client, scanner.number)
+                    ):
+                        if count:
+                            client.forward(data, run, position, count)
+                            count = 0
+                            run = position
+                        if table.used:
+                            self._emit(client)
+                        if core.guard.before(self, client, data, position, stop, True):
+                            core.commands.count(FORWARDED, scanner.group)
+                            position = run = stop
+                            continue
                     if effect == WRITES and core.tagger is not None:
                         if count:
                             client.forward(data, run, position, count)
@@ -246,9 +263,16 @@ class Partition(Near):
     def note(self, client: Client, data: bytearray, start: int, stop: int) -> None:
         """One command that did not come through :meth:`take` is about to be forwarded."""
         if client.scanner.effect:
-            if client.scanner.effect == WRITES and self.core.tagger is not None:
-                self._tag(client, data, start, stop)
-            self._note(client, data, start, stop, 0)
+            guard = self.core.guard
+            if guard is not None and guard.concerns(client, client.scanner.number):
+                guard.before(self, client, data, start, stop, False)
+            self.prepare(client, data, start, stop)
+
+    def prepare(self, client: Client, data: bytearray, start: int, stop: int) -> None:
+        """What goes before, and is noted of, one command that is sent next."""
+        if client.scanner.effect == WRITES and self.core.tagger is not None:
+            self._tag(client, data, start, stop)
+        self._note(client, data, start, stop, 0)
 
     def _tag(self, client: Client, data: bytearray, start: int, stop: int) -> None:
         """The keys that a write stores join their tags, in front of it."""
@@ -258,6 +282,8 @@ class Partition(Near):
 
     def note_unknown(self, client: Client, seq: int) -> None:
         """Number ``seq`` of the link may change anything."""
+        if client.guarded:
+            self.core.guard.forget(client)
         self.unknowns.append(client)
         self.table.note(self.notes, UNKNOWN, seq, self.core.commands, 0, 0, bytearray(), 0, 0)
         client.write_seq = seq

@@ -23,6 +23,7 @@ cdef class Core:
     cdef public list matchers
     cdef public object hot
     cdef public object tagger
+    cdef public object guard
     cdef public int64_t shadow_every
     cdef public int64_t shadow_hits
     cdef public int64_t compared

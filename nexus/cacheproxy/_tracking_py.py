@@ -86,6 +86,8 @@ class Core:
         self.keeping = True
         #: Miss leases (:mod:`nexus.cacheproxy.leases`), or None.
         self.leases: Any = None
+        #: What keeps late fills out (a FillGuard); None: no rule asks for it.
+        self.guard: Any = None
         #: The policy in force: rules by the command's number; None: there is none.
         self.matchers: Any = None
         #: Told of hot keys (a HotKeys), and what tags written ones (a Tagger); None: nobody.
@@ -323,17 +325,21 @@ class Flight(Receiver):
         self.expiry = self.sent + milliseconds / 1000 if milliseconds >= 0 else inf
         if milliseconds == -2 and not (reply in NIL or reply in EMPTY or reply[:1] in b"-!"):
             self.expiry = 0.0  # it went between the two
+        hot: Any = core.hot
+        if hot is not None and hot.eternal and milliseconds != -2:
+            hot.lives(self.partition.db, self.request, milliseconds)
+        most = inf
+        if milliseconds >= 0 and (self.rule.early_refresh or self.rule.stale_if_error > 0):
+            most = core.leases.landed(self, reply, milliseconds)
         if not self.admit:
             self.end("")
             return
-        life = min(self.rule.ttl, core.max_ttl)
+        life = min(self.rule.ttl, core.max_ttl, most)
         if milliseconds == -2:
             # Whoever misses while a leased value is loaded waits for it instead.
             life = 0.0 if self.rule.leased else min(self.rule.negative_ttl, core.max_ttl)
         elif milliseconds >= 0:
             life = min(life, milliseconds / 1000)
-            if self.rule.early_refresh or self.rule.stale_if_error > 0:
-                life = min(life, core.leases.landed(self, reply, milliseconds))
         if reply.startswith((b"-", b"!")):
             self.end("error")
         elif (milliseconds == -2) != (reply in NIL) and (milliseconds != -2 or reply not in EMPTY):

@@ -48,6 +48,12 @@ def _explain(session: Session, command: list[bytes]) -> Iterator[str]:
         yield "answer:forwarded"
         yield "why:no policy is in force"
         return
+    guard = session.near.core.guard if session.near is not None else None
+    if guard is not None and len(command) > 2 and name in ("set", "setex", "psetex"):
+        said = guard.explain(session, command[1], monotonic())
+        yield "answer:guarded" if said else "answer:forwarded"
+        yield f"why:{said or 'this client was not sent to load the key'}"
+        return
     effect, _first, last, _step = effect_of(known)
     if effect is not Effect.CACHED or len(command) < 2 or (last != 1 and len(command) > 2):
         yield "answer:forwarded"
@@ -103,6 +109,9 @@ def _read(session: Session, partition: Partition, command: list[bytes], name: st
         yield f"why:{_why_not_kept(partition, rule)}"
     if rule.leased:
         yield f"lease:misses wait for who loads, {rule.lease_wait:g} s at most"
+    if rule.fill_guard:
+        said = core.guard.explain(session, command[1], now)
+        yield f"guard:{said or 'what a late loader SETs is not stored'}"
 
 
 def _refusal(partition: Partition) -> str:

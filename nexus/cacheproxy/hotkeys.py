@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from nexus.cacheproxy.flow import UP, Receiver
+from nexus.cacheproxy.leases import key_of
 from nexus.wire.resp import encode_command
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ MOST_KEYS: Final = 512
 #: Of them, those that other workers see, and the longest key that they see.
 MOST_SHOWN: Final = 64
 MOST_KEY_BYTES: Final = 512
+#: Windows for which a key that had no time to live is not asked about again, unless a fill finds
+#: that it has one.
+ETERNAL_WINDOWS: Final = 6
 #: Scripts of one worker in a second.
 MOST_EXTENSIONS: Final = 200
 #: Seconds until a refused user is tried again.
@@ -142,6 +146,9 @@ class HotKeys:
         self._worker: Final = worker
         self._stats: Final = stats
         self._entries: Final[dict[tuple[int, bytes], _Entry]] = {}
+        #: Keys without a time to live, and until when they are left alone, seconds; a subset of
+        #: the hot ones.
+        self.eternal: Final[dict[tuple[int, bytes], float]] = {}
         self._budget = MOST_EXTENSIONS
         self._window = 10.0
         #: Monotonic seconds until which the proxy's own user is not asked again.
@@ -165,7 +172,15 @@ class HotKeys:
         entry.add(reads, rule.hot_window, now)
         if rule.extend > 0 and now - entry.tried >= rule.hot_window and self._budget > 0:
             entry.tried = now
-            self._extend(rule, name, identity, now)
+            if not self.eternal or self.eternal.get(name, now) <= now:
+                self._extend(rule, name, identity, now)
+
+    def lives(self, db: int, request: bytes, milliseconds: int) -> None:
+        """A fill tells how long the key of a command's arguments lives; -1: for ever."""
+        if milliseconds >= 0:
+            name = (db, key_of(request))
+            if self.eternal.pop(name, None) is not None:
+                self._entries[name].tried = float("-inf")
 
     def _make_room(self, now: float) -> None:
         """Forget the quarter that is read least."""
@@ -173,7 +188,11 @@ class HotKeys:
         for entry in entries.values():
             entry.add(0, self._window, now)
         for name in sorted(entries, key=lambda n: entries[n].reads)[: MOST_KEYS // 4]:
-            del entries[name]
+            self._forget(name)
+
+    def _forget(self, name: tuple[int, bytes]) -> None:
+        del self._entries[name]
+        self.eternal.pop(name, None)
 
     def _extend(self, rule: Rule, name: tuple[int, bytes], identity: Identity, now: float) -> None:
         db, key = name
@@ -197,6 +216,9 @@ class HotKeys:
             entry = self._entries.get(name)
             if entry is not None:
                 entry.extended += 1
+        elif reply.startswith(b":-1"):
+            if name in self._entries:
+                self.eternal[name] = now + ETERNAL_WINDOWS * self._window
         elif reply.startswith(b"-"):
             self._stats.extensions_refused += 1
             if own_user and reply.startswith((b"-NOAUTH", b"-NOPERM")):
@@ -213,7 +235,7 @@ class HotKeys:
         for name, entry in list(self._entries.items()):
             entry.add(0, self._window, now)
             if entry.reads < 0.5:
-                del self._entries[name]
+                self._forget(name)
         shown = [
             HotKey(db, key, max(1, round(entry.reads)), entry.extended)
             for (db, key), entry in self._entries.items()

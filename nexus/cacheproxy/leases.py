@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
 
+from nexus.cacheproxy.fillguard import LOCKS, FillGuard
 from nexus.cacheproxy.flow import DOWN, Receiver
 from nexus.cacheproxy.near import Reading, release
 from nexus.clock import monotonic
@@ -30,23 +31,36 @@ from nexus.wire.downgrade import downgrade
 from nexus.wire.resp import encode_command
 
 if TYPE_CHECKING:
+    from nexus.cacheproxy.dial import Identity
     from nexus.cacheproxy.flow import Client, Link
     from nexus.cacheproxy.near import Flight, Partition, Source
     from nexus.cacheproxy.pools import Pools, SharedLink
     from nexus.policy.rules import Rule
 
-__all__ = ["PREFIX", "Leases"]
+__all__ = ["LeaseEntry", "Leases", "key_of"]
 
-#: Names of the locks; reserved.
-PREFIX: Final = b"nexus:lease:"
 #: In place of a holder's id: nobody may have it.
 _COOL: Final = b"cool"
+#: Milliseconds that a lock outlives its lease, so that whoever loads and is in time finds it.
+_MARGIN: Final = 1000
 _UNLOCK: Final = b"if redis.call('get',KEYS[1])==ARGV[1] then redis.call('del',KEYS[1]) end"
+_SET_COOL: Final = (
+    b"local id = redis.call('get',KEYS[1]) if not id or id==ARGV[1] then "
+    b"redis.call('set',KEYS[1],ARGV[2],'px',ARGV[3]) end"
+)
 #: What a miss looks like (RESP3): nil, or nothing in it.
 _NOTHING: Final = (b"_\r\n", b"$-1\r\n", b"*-1\r\n", b"*0\r\n", b"%0\r\n", b"~0\r\n")
 _NIL: Final = {2: b"$-1\r\n", 3: b"_\r\n"}
 #: Early refresh is drawn for where its probability is above this.
 _RARE: Final = 1e-6
+#: There a value is kept for this part of what loading takes; then one read asks for it again, and
+#: draws for so many. The others are hits until the expiry.
+_SLICES: Final = 4
+_DRAWS: Final = 4
+_SHORTEST: Final = 0.01
+#: What loading is thought to take before it was measured: this part of the wait, of a second at
+#: most.
+_GUESS: Final = 0.25
 #: Bytes of expired values kept for when nothing better can be had, over all keys of a worker.
 STALE_BYTES: Final = 16 * 1024 * 1024
 #: Keys whose expiry is remembered for early refresh.
@@ -84,12 +98,12 @@ class _Reply(Receiver):
         self._done(b"")
 
 
-class _Entry:
+class LeaseEntry:
     """One leased request, as the :class:`nexus.policy.leases.Port` of its lease."""
 
     def __init__(
         self, leases: Leases, source: Source, db: int, number: int, request: bytes, raw: bytes,
-        rule: Rule, serial: int,
+        rule: Rule,
     ) -> None:  # fmt: skip
         self.leases: Final = leases
         self.source: Final = source
@@ -99,13 +113,16 @@ class _Entry:
         self.raw: Final = bytearray(raw)
         self.rule: Final = rule
         self.key: Final = key_of(request)
-        self.name: Final = PREFIX + self.key
-        self.id: Final = b"%b-%d" % (leases.id, serial)
+        self.name: Final = LOCKS + self.key
+        #: In the lock while it is ours; another one each time.
+        self.id = b""
         self.lease: Final = Lease(
             self, rule.lease_wait, rule.lease_ttl, leases.counts, leases.delta(rule)
         )
         self.due = inf
         self._reads = 0
+        #: The last value handed out, and what it is in RESP2.
+        self._served = self._downgraded = b""
 
     # -- port of the lease
 
@@ -124,12 +141,13 @@ class _Entry:
             self.leases.after(self)
 
     def lock(self, ttl: float) -> None:
-        milliseconds = max(1, int(ttl * 1000))
-        request = encode_command([b"SET", self.name, self.id, b"NX", b"PX", milliseconds])
+        self.id = mine = self.leases.new_id()
+        milliseconds = int(ttl * 1000) + _MARGIN
+        request = encode_command([b"SET", self.name, mine, b"NX", b"PX", milliseconds])
         request += encode_command([b"GET", self.name])
-        self._send(request, 2, self._locked)
+        self._send(request, 2, lambda data: self._locked(mine, data))
 
-    def _locked(self, data: bytes) -> None:
+    def _locked(self, mine: bytes, data: bytes) -> None:
         reader = hiredis.Reader()
         reader.feed(data)
         answers = [reader.gets(), reader.gets()] if data else [hiredis.ReplyError("lost")]
@@ -138,25 +156,30 @@ class _Entry:
         ):
             lock = Lock.FAILED
             self.leases.lock_failures += 1
-        elif answers[-1] == self.id:
+        elif answers[-1] == mine:
             lock = Lock.WON
         else:
             lock = Lock.COOLING if answers[-1] == _COOL else Lock.TAKEN
+        if mine != self.id:  # the question was put again since
+            if lock is Lock.WON:
+                self._tell(b"EVAL", _UNLOCK, 1, self.name, mine)
+            return
         self.lease.locked(lock, monotonic())
         self.leases.after(self)
 
     def unlock(self) -> None:
         self._tell(b"EVAL", _UNLOCK, 1, self.name, self.id)
 
-    def extend(self, ttl: float) -> None:
-        self._tell(b"SET", self.name, self.id, b"XX", b"PX", max(1, int(ttl * 1000)))
-
     def cool(self, ttl: float) -> None:
-        self._tell(b"SET", self.name, _COOL, b"PX", max(1, int(ttl * 1000)))
+        milliseconds = int(ttl * 1000) + _MARGIN
+        self._tell(b"EVAL", _SET_COOL, 1, self.name, self.id, _COOL, milliseconds)
+        self.id = _COOL
 
     def grant(self, waiter: Reading, reply: bytes | None) -> None:
         partition: Partition = waiter.partition
         self.leases.holds(waiter.client, self)
+        if self.rule.fill_guard and self.number == self.leases.get_number:
+            self.leases.guard.granted(self, waiter, early=reply is None)
         if reply is None:
             self._answer(waiter, _NIL[partition.protocol])
         else:
@@ -164,7 +187,11 @@ class _Entry:
 
     def serve(self, waiter: Reading, reply: bytes) -> None:
         partition: Partition = waiter.partition
-        self._answer(waiter, downgrade(reply) if partition.protocol == 2 else reply)
+        if partition.protocol == 2:
+            if self._served is not reply:  # thousands may wait for the same
+                self._served, self._downgraded = reply, downgrade(reply)
+            reply = self._downgraded
+        self._answer(waiter, reply)
 
     def release(self, waiter: Reading, *, late: bool) -> None:
         leases = self.leases
@@ -220,24 +247,30 @@ class Leases:
         self.id: Final = secrets.token_hex(8).encode()
         self.get_number: Final = int(core.commands.number(b"get"))
         #: Leases by what is asked: connection, command, arguments.
-        self.entries: Final[dict[tuple[Source, int, bytes], _Entry]] = {}
+        self.entries: Final[dict[tuple[Source, int, bytes], LeaseEntry]] = {}
         #: Who waits, and where.
-        self.waiting: Final[dict[Client, tuple[_Entry, Reading]]] = {}
+        self.waiting: Final[dict[Client, tuple[LeaseEntry, Reading]]] = {}
         self._pools: Final = pools
-        self._by_key: Final[dict[tuple[Source, bytes], list[_Entry]]] = {}
-        self._holding: Final[dict[Client, list[_Entry]]] = {}
+        self.guard: Final = FillGuard(self)
+        self._by_key: Final[dict[tuple[Source, bytes], list[LeaseEntry]]] = {}
+        self._holding: Final[dict[Client, list[LeaseEntry]]] = {}
         self._deltas: Final[dict[int, Delta]] = {}
         self._locks: Final[dict[int, SharedLink]] = {}
         self._expiries: Final[dict[tuple[Source, bytes], float]] = {}
         self._stale: Final = StaleStore(STALE_BYTES)
         self._serial = 0
-        self._heap: Final[list[tuple[float, int, _Entry]]] = []
+        self._heap: Final[list[tuple[float, int, LeaseEntry]]] = []
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def base(self) -> Identity:
+        """The user whose locks they are."""
+        return self._pools.base
 
     def explain(self, source: Source, number: int, request: bytes, now: float) -> str:
         """Why a miss of this request would be held now; empty: it would not be."""
         entry = self.entries.get((source, number, request))
-        if entry is None:
+        if entry is None or entry.lease.live:
             return ""
         lease = entry.lease
         if lease.state is State.HELD and lease.holder is not None:
@@ -262,6 +295,8 @@ class Leases:
         entry = self.entries.get((source, number, request))
         if entry is None or entry.lease.state in (State.IDLE, State.READING):
             return False
+        if entry.lease.live:
+            return False  # a read of its own finds the value that is being loaded anew
         if self._loads(client) or not entry.lease.holds(monotonic()):
             return False
         return self._arrive(entry, reading_of())
@@ -282,7 +317,7 @@ class Leases:
             for entry in self._holding.get(client, ())
         )
 
-    def _arrive(self, entry: _Entry, reading: Reading) -> bool:
+    def _arrive(self, entry: LeaseEntry, reading: Reading) -> bool:
         self.waiting[reading.client] = entry, reading
         if entry.lease.arrive(reading, monotonic()):
             self.after(entry)
@@ -298,7 +333,7 @@ class Leases:
         if expiry is None or now >= expiry:
             return False
         draw = 1.0 - random.random()
-        if not refresh_is_due(now, expiry, self.delta(rule).seconds, draw):
+        if not refresh_is_due(now, expiry, self.delta(rule).seconds, draw, reads=_DRAWS):
             return False
         known = self.entries.get((source, self.get_number, request))
         if known is not None and not known.lease.offerable(now):
@@ -310,16 +345,14 @@ class Leases:
         self.after(entry)
         return True
 
-    def _entry(self, reading: Reading, rule: Rule) -> _Entry:
+    def _entry(self, reading: Reading, rule: Rule) -> LeaseEntry:
         partition: Partition = reading.partition
         request = reading.raw[reading.begin :]
         name = (partition.source, reading.number, request)
         entry = self.entries.get(name)
         if entry is None:
-            self._serial += 1
-            entry = self.entries[name] = _Entry(
-                self, partition.source, partition.db, reading.number, request, reading.raw, rule,
-                self._serial,
+            entry = self.entries[name] = LeaseEntry(
+                self, partition.source, partition.db, reading.number, request, reading.raw, rule
             )  # fmt: skip
             self._by_key.setdefault((entry.source, entry.key), []).append(entry)
         return entry
@@ -327,7 +360,7 @@ class Leases:
     def landed(self, flight: Flight, reply: bytes, milliseconds: int) -> float:
         """A value with a time to live was read; longest time to keep it, seconds."""
         rule: Rule = flight.rule
-        if milliseconds < 0 or flight.number != self.get_number:
+        if flight.number != self.get_number or not reply.startswith(b"$") or reply in _NOTHING:
             return inf
         expiry = flight.sent + milliseconds / 1000
         name = (flight.source, key_of(flight.request))
@@ -338,8 +371,9 @@ class Leases:
         if len(self._expiries) >= _MOST_EXPIRIES:
             self._expiries.clear()
         self._expiries[name] = expiry
-        # Nearer to the end every read is looked at, so it must not be a hit.
-        return milliseconds / 1000 + self.delta(rule).seconds * log(_RARE)
+        delta = self.delta(rule).seconds
+        left = milliseconds / 1000
+        return max(left + delta * log(_RARE), delta / _SLICES, _SHORTEST)
 
     def stale_reply(self, source: Source, key: bytes, rule: Rule, now: float) -> bytes | None:
         """A value that ended by expiry not too long ago; it is the reply to a GET."""
@@ -361,6 +395,8 @@ class Leases:
         """A client's connection closed."""
         found = self.waiting.pop(client, None)
         now = monotonic()
+        if client.guarded:
+            self.guard.forget(client)
         if found is not None:
             found[0].lease.gone(found[1], now)
             self.after(found[0])
@@ -370,7 +406,7 @@ class Leases:
                 entry.lease.gone(holder, now)
                 self.after(entry)
 
-    def holds(self, client: Client, entry: _Entry) -> None:
+    def holds(self, client: Client, entry: LeaseEntry) -> None:
         """``client`` is sent to load."""
         entries = self._holding.setdefault(client, [])
         entries[:] = [one for one in entries if one.lease.state is not State.IDLE]
@@ -404,6 +440,7 @@ class Leases:
         for entry in list(self.entries.values()):
             entry.lease.lost()
             self._forget(entry)
+        self.guard.reset()
         self._deltas.clear()
         self._expiries.clear()
         self._stale.clear()
@@ -415,11 +452,16 @@ class Leases:
         """Reads that wait now."""
         return len(self.waiting)
 
+    def new_id(self) -> bytes:
+        """What nobody else puts into a lock."""
+        self._serial += 1
+        return b"%b-%d" % (self.id, self._serial)
+
     def delta(self, rule: Rule) -> Delta:
         """How long loading takes under a rule."""
         found = self._deltas.get(rule.index)
         if found is None:
-            found = self._deltas[rule.index] = Delta()
+            found = self._deltas[rule.index] = Delta(min(rule.lease_wait, 1.0) * _GUESS)
         return found
 
     def lock_link(self, db: int) -> Link:
@@ -429,7 +471,7 @@ class Leases:
             shared = self._locks[db] = self._pools.shared(self._pools.base, 2, db)
         return shared.link
 
-    def after(self, entry: _Entry) -> None:
+    def after(self, entry: LeaseEntry) -> None:
         """Something happened to a lease: see when it has to be looked at next."""
         now = monotonic()
         if entry.lease.forgettable(now):
@@ -461,7 +503,7 @@ class Leases:
         if self._heap:
             self._arm(self._heap[0][0] - now)
 
-    def _forget(self, entry: _Entry) -> None:
+    def _forget(self, entry: LeaseEntry) -> None:
         name = (entry.source, entry.number, entry.request)
         if self.entries.get(name) is entry:
             del self.entries[name]

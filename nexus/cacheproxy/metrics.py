@@ -84,6 +84,8 @@ class Publisher:
         counts = leases.counts
         ends = metrics.counters("nexus_cache_leases_total")
         waits = metrics.counters("nexus_cache_lease_waits_total")
+        guard = leases.guard
+        fills = metrics.counters("nexus_cache_lease_fills_total")
         self._counters += (
             (lambda: counts.granted, ends.labels("granted")),
             (lambda: counts.early, ends.labels("early")),
@@ -97,6 +99,9 @@ class Publisher:
             (lambda: counts.released_early, waits.labels("released_early")),
             (lambda: counts.not_leased, waits.labels("not_leased")),
             (lambda: leases.stale_served, waits.labels("stale")),
+            (lambda: guard.stored, fills.labels("stored")),
+            (lambda: guard.refused, fills.labels("refused")),
+            (lambda: guard.unguarded, fills.labels("unguarded")),
         )
         self._waiting: Final = metrics.gauge("nexus_cache_lease_waiting")
         self._published: Final = [0] * len(self._counters)

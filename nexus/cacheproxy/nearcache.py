@@ -95,8 +95,10 @@ class NearCache:
                 for name in book.commands
             }
             core.matchers = [numbers.get(number) for number in range(MAX_NUMBER + 1)]
+            core.guard = self.leases.guard if any(rule.fill_guard for rule in book.rules) else None
         else:
             core.matchers = None
+            core.guard = None
             self._plane.near_on = False
             for tracker in list(self.trackers.values()):
                 self._close(tracker)

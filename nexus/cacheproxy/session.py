@@ -146,6 +146,8 @@ class Session(Client):
         return True
 
     def _take_pin(self, link: Link) -> None:
+        if self.guarded:
+            self.pools.near.leases.guard.forget(self)
         self.link = link
         self.pinned = True
         self.pin_died = False

@@ -65,6 +65,9 @@ _LINES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("lease_waits_not_leased", ("nexus_cache_lease_waits_total", "not_leased")),
     ("lease_waits_stale", ("nexus_cache_lease_waits_total", "stale")),
     ("lease_waiting", ("nexus_cache_lease_waiting",)),
+    ("lease_fills_stored", ("nexus_cache_lease_fills_total", "stored")),
+    ("lease_fills_refused", ("nexus_cache_lease_fills_total", "refused")),
+    ("lease_fills_unguarded", ("nexus_cache_lease_fills_total", "unguarded")),
 )
 _COMMANDS: Final = "nexus_cache_commands_total"
 

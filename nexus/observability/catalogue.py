@@ -314,6 +314,13 @@ _CACHEPROXY: Final = (
         "outcome",
     ),
     _gauge("nexus_cache_lease_waiting", "Misses held now."),
+    _counter(
+        "nexus_cache_lease_fills_total",
+        "What clients that were sent to load wrote, under rules with stale_fill_guard: stored, "
+        "refused (somebody else had written the key since; answered OK), unguarded (the user may "
+        "not see to the lock).",
+        "outcome",
+    ),
     _gauge("nexus_cache_policy_rules", "Rules in force; 0: none, or switched off.", over="max"),
     _counter(
         "nexus_cache_retired_connections_total",

@@ -22,6 +22,7 @@ cdef class Rule:
     cdef public double lease_wait            # seconds
     cdef public double lease_ttl             # seconds
     cdef public bint early_refresh
+    cdef public bint fill_guard
     cdef public double stale_if_error        # seconds
     cdef public object rate
 

@@ -58,6 +58,8 @@ class Rule:
         self.lease_wait = 1.0
         self.lease_ttl = 10.0
         self.early_refresh = False
+        #: Whether what a holder loaded is not stored if somebody wrote the key since its miss.
+        self.fill_guard = False
         #: How long after its expiry a value may stand in where Redis or the loader fails; 0: never.
         self.stale_if_error = 0.0
         #: Counts reads within ``hot_window``; whoever puts the rule to use sets it.

@@ -25,7 +25,7 @@ stampede prevention", VLDB 2015. Times are seconds.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
@@ -111,11 +111,8 @@ class Port(Protocol):
     def unlock(self) -> None:
         """Give the lock back, if it is still ours."""
 
-    def extend(self, ttl: float) -> None:
-        """Keep the lock for another ``ttl``."""
-
     def cool(self, ttl: float) -> None:
-        """Let nobody have the lock for ``ttl``."""
+        """Let nobody have the lock for ``ttl``, unless somebody else has it now."""
 
     def grant(self, waiter: Any, reply: Any) -> None:
         """Answer the holder-to-be with the nil that sends it to load."""
@@ -125,12 +122,6 @@ class Port(Protocol):
 
     def release(self, waiter: Any, *, late: bool) -> None:
         """Let the waiter's read go its own way."""
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    waiter: Any
-    deadline: float
 
 
 class Lease:
@@ -145,6 +136,7 @@ class Lease:
         "_cool_until",
         "_early",
         "_early_lease",
+        "_early_until",
         "_keeps",
         "_offers",
         "_owner",
@@ -176,8 +168,8 @@ class Lease:
         self.holder: Any = None
         self.granted_at = 0.0
         self.expires = inf
-        self._queue: Final[deque[_Waiting]] = deque()
-        #: How many of the queue were there when the read under way was sent.
+        self._queue: Final = _Queue()
+        #: Number of the last in the queue when the read under way was sent.
         self._aboard = 0
         #: The key changed since the read, or the question for the lock, was sent.
         self._changed = False
@@ -187,6 +179,7 @@ class Lease:
         self._keeps = False
         #: Who is to load although the value is still there.
         self._early: Any = None
+        self._early_until = inf
         #: The lease was given while the value was there, so its expiry may still come.
         self._early_lease = False
         self._cool_until = -inf
@@ -200,6 +193,11 @@ class Lease:
         """How many wait."""
         return len(self._queue)
 
+    @property
+    def live(self) -> bool:
+        """Whether the value was there when the lease was asked for, and no end of it was heard."""
+        return self._early is not None or self._early_lease
+
     def forgettable(self, now: float) -> bool:
         """Whether nothing would be lost with it."""
         return (
@@ -211,7 +209,7 @@ class Lease:
 
     def due(self) -> float:
         """When :meth:`tick` has something to do."""
-        when = self._queue[0].deadline if self._queue else inf
+        when = min(self._queue.deadline, self._early_until if self._early is not None else inf)
         if self.state is State.HELD:
             return min(when, self.expires)
         if self.state is State.ELSEWHERE:
@@ -233,7 +231,7 @@ class Lease:
             self.counts.not_leased += 1
             return False
         self.counts.waited += 1
-        self._queue.append(_Waiting(waiter, now + self.wait))
+        self._queue.add(waiter, now + self.wait)
         if self.state is State.IDLE:
             self._read()
         return True
@@ -247,6 +245,7 @@ class Lease:
         if not self.offerable(now):
             return False
         self._early = waiter
+        self._early_until = now + self.wait
         self._offers = now + POLL[0]
         self._lock()
         return True
@@ -255,7 +254,7 @@ class Lease:
         """The waiter's, or the holder's, connection closed."""
         if waiter is self._early:
             self._early = None
-        if self._leave(waiter) or waiter is not self.holder:
+        if self._queue.leave(waiter) or waiter is not self.holder:
             return
         self.holder = None
         if self.state is State.HELD:
@@ -263,23 +262,29 @@ class Lease:
         elif self._keeps:
             self._keeps = False
 
+    def refused(self, waiter: Any) -> None:
+        """What ``waiter`` loaded was not stored: somebody else wrote the key since its miss."""
+        if waiter is not self.holder:
+            return
+        self.holder = None
+        if self._keeps:
+            self._keeps = False  # the read under way says how it goes on
+        elif self.state is State.HELD:
+            self._unlock()
+            if self._queue:
+                self.counts.handed_over += 1
+                self._lock()
+            else:
+                self.state = State.IDLE
+
     def behind(self, waiter: Any) -> None:
         """Something was sent behind the waiter's read: it goes on at once."""
         if waiter is self._early:
             self._early = None
-        elif not self._leave(waiter):
+        elif not self._queue.leave(waiter):
             return
         self.counts.released_early += 1
         self.port.release(waiter, late=False)
-
-    def _leave(self, waiter: Any) -> bool:
-        for place, waiting in enumerate(self._queue):
-            if waiting.waiter is waiter:
-                del self._queue[place]
-                if place < self._aboard:
-                    self._aboard -= 1
-                return True
-        return False
 
     # -- what Redis says
 
@@ -297,7 +302,7 @@ class Lease:
         elif not self._queue:
             self._end()
         elif self._owner:
-            self._grant(self._queue.popleft().waiter, reply, now)
+            self._grant(self._queue.pop(), reply, now)
         else:
             self._lock()
 
@@ -363,17 +368,22 @@ class Lease:
 
     def tick(self, now: float) -> None:
         """Time has passed; at least until :meth:`due`."""
-        while self._queue and self._queue[0].deadline <= now:
-            waiter = self._queue.popleft().waiter
-            self._aboard = max(0, self._aboard - 1)
+        while self._queue.deadline <= now:
+            waiter = self._queue.pop()
             self.counts.released_late += 1
             self.port.release(waiter, late=True)
+        if self._early is not None and self._early_until <= now:
+            self._let_early_go()
         if self.state is State.HELD and self.expires <= now:
             self.counts.expired += 1
             self.holder = None
-            self._cool_until = now + self.ttl
-            self.port.cool(self.ttl)
-            self._hand_over(now, extend=False)
+            self._cool(now)
+            if self._queue:
+                self.counts.handed_over += 1
+                self._read()
+            else:
+                self._owner = False  # that nobody has it must stand
+                self._end()
         elif self.state is State.ELSEWHERE and self._poll <= now:
             if self._queue:
                 self._lock()
@@ -385,7 +395,7 @@ class Lease:
     def _read(self) -> None:
         self.state = State.READING
         self._changed = False
-        self._aboard = len(self._queue)
+        self._aboard = self._queue.last
         self.port.read()
 
     def _lock(self) -> None:
@@ -412,8 +422,7 @@ class Lease:
             self._keeps = False
             self._written(now)
         self._unlock()
-        served = [self._queue.popleft().waiter for _ in range(self._aboard)]
-        self._aboard = 0
+        served = self._queue.upto(self._aboard)
         if self._queue:
             self._read()
         else:
@@ -422,22 +431,28 @@ class Lease:
         for waiter in served:
             self.port.serve(waiter, reply)
 
-    def _hand_over(self, now: float, *, extend: bool = True) -> None:
-        """The holder is no more; the lock is ours."""
+    def _hand_over(self, now: float) -> None:
+        """The holder is no more. The lock may have ended meanwhile, so it is asked for anew."""
         if not self._queue:
-            if extend:
-                self._cool_until = now + self.ttl
-                self.port.cool(self.ttl)
+            self._cool(now)
+            self._owner = False  # that nobody has it must stand
             self._end()
             return
         self.counts.handed_over += 1
-        if extend:
-            self.port.extend(self.ttl)
-        self._read()
+        if now < self._cool_until:
+            self._read()  # nobody else may have it
+        else:
+            self._unlock()
+            self._lock()
+
+    def _cool(self, now: float) -> None:
+        self._cool_until = now + self.ttl
+        self.port.cool(self.ttl)
 
     def _unlock(self) -> None:
         self.holder = None
         self.expires = inf
+        self._early_lease = False
         if self._owner:
             self._owner = False
             self.port.unlock()
@@ -445,7 +460,6 @@ class Lease:
     def _end(self) -> None:
         self._unlock()
         self._keeps = False
-        self._aboard = 0
         self.state = State.IDLE
 
     def _let_early_go(self) -> None:
@@ -454,34 +468,86 @@ class Lease:
             self.port.release(early, late=False)
 
     def _release_all(self) -> None:
-        waiters = [waiting.waiter for waiting in self._queue]
-        self._queue.clear()
-        for waiter in waiters:
+        for waiter in self._queue.upto(self._queue.last):
             self.port.release(waiter, late=False)
 
 
 class Delta:
-    """How long loading takes: an exponentially weighted mean, seconds."""
+    """How long loading takes: an exponentially weighted mean, seconds.
 
-    __slots__ = ("seconds",)
+    ``guess`` stands in until the first one has been measured.
+    """
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    __slots__ = ("_measured", "seconds")
+
+    def __init__(self, guess: float = 0.0) -> None:
+        self.seconds = guess
+        self._measured = False
 
     def add(self, seconds: float) -> None:
         """One loading, from the miss to the write."""
-        if self.seconds:
+        if self._measured:
             self.seconds += (seconds - self.seconds) * _NEWEST
         else:
             self.seconds = seconds
+            self._measured = True
 
 
-def refresh_is_due(now: float, expiry: float, delta: float, draw: float, beta: float = 1.0) -> bool:
+def refresh_is_due(
+    now: float, expiry: float, delta: float, draw: float, beta: float = 1.0, reads: int = 1
+) -> bool:
     """Whether a value is loaded anew although it is still there.
 
-    ``draw`` is uniform in (0, 1]; ``delta`` what loading takes. Source: see the module.
+    ``draw`` is uniform in (0, 1]; ``delta`` what loading takes. Source: see the module. One draw
+    may stand for those of several ``reads``: the least of theirs decides.
     """
-    return now - delta * beta * log(draw) >= expiry
+    least = draw if reads == 1 else 1.0 - (1.0 - draw) ** (1.0 / reads)
+    return least <= 0.0 or now - delta * beta * log(least) >= expiry
+
+
+class _Queue:
+    """Who waits, oldest first; leaving from the middle costs no more than from the front."""
+
+    __slots__ = ("_serial", "_waiting")
+
+    def __init__(self) -> None:
+        self._serial = 0
+        #: Waiter → its number, from 1, and its deadline.
+        self._waiting: Final[OrderedDict[Any, tuple[int, float]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def last(self) -> int:
+        """Number of whoever came last, gone or not."""
+        return self._serial
+
+    @property
+    def deadline(self) -> float:
+        """That of the first; infinite: nobody waits."""
+        for _, deadline in self._waiting.values():
+            return deadline
+        return inf
+
+    def add(self, waiter: Any, deadline: float) -> None:
+        self._serial += 1
+        self._waiting[waiter] = self._serial, deadline
+
+    def leave(self, waiter: Any) -> bool:
+        """Whether it was there."""
+        return self._waiting.pop(waiter, None) is not None
+
+    def pop(self) -> Any:
+        """The first."""
+        return self._waiting.popitem(last=False)[0]
+
+    def upto(self, number: int) -> list[Any]:
+        """Take out those up to a number."""
+        found = []
+        while self._waiting and next(iter(self._waiting.values()))[0] <= number:
+            found.append(self.pop())
+        return found
 
 
 class StaleStore:

@@ -63,6 +63,13 @@ class StampedeSettings(Settings, frozen=True):
     early_refresh: Annotated[
         bool, Meta(description="one client is sent to load shortly before the value expires")
     ] = False
+    stale_fill_guard: Annotated[
+        bool,
+        Meta(
+            description="what the loading client then SETs is not stored if somebody else wrote "
+            "the key since its miss"
+        ),
+    ] = False
     stale_if_error_seconds: Annotated[
         float,
         Meta(ge=0, le=86_400, description="an expired value may stand in this long; 0: never"),
@@ -258,6 +265,7 @@ class _Reader:
             raise self._wrong(index, "keys", f"not a glob: {error}") from None
         if role is Role.WRITE:
             self._only_tags(index, settings, names)
+        self._guard_has_a_meaning(index, settings, names)
         for name in names:
             self._take(index, name, glob)
         rule = _rule(index + 1, settings, glob, self._hot)
@@ -311,6 +319,18 @@ class _Reader:
                 index, "ttl", f"expected 0 for {names[0]}: what is written is not kept"
             )
 
+    def _guard_has_a_meaning(self, index: int, settings: PolicyRule, names: list[str]) -> None:
+        stampede = settings.stampede
+        if not stampede.stale_fill_guard:
+            return
+        where = "stampede.stale_fill_guard"
+        if stampede.mode != "lease":
+            raise self._wrong(index, where, "has no meaning without mode: lease")
+        if "GET" not in names:
+            raise self._wrong(
+                index, where, f"is about what a GET missed and a SET fills, not {names[0]}"
+            )
+
     def _take(self, index: int, name: str, glob: Glob) -> None:
         earlier = self._taken.setdefault(name, [])
         for number, other in earlier:
@@ -362,6 +382,7 @@ def _rule(index: int, settings: PolicyRule, glob: Glob, hot: HotDefaults) -> Rul
     rule.lease_wait = stampede.lease_wait_ms / 1000
     rule.lease_ttl = stampede.lease_ttl_ms / 1000
     rule.early_refresh = stampede.early_refresh
+    rule.fill_guard = stampede.stale_fill_guard
     rule.stale_if_error = stampede.stale_if_error_seconds
     return rule
 

@@ -68,6 +68,9 @@ the start a broken file is an error (exit code 2). What comes into force empties
 `NEXUS POLICY ON` brings the rules back; restarted workers keep the switch, a restarted service
 starts with the policy on.
 
+**Stampedes.** Leases, early refresh, expired values and the guard against late fills are explained
+in [stampede.md](stampede.md).
+
 **Hot keys.** A key is hot when `hot.threshold` reads came within `hot.window_seconds`, counted in
 each worker by a sketch of fixed size (it may count too high, never too low); hits in the
 near-cache count too, looked at every ten seconds. Its time to live at Redis then grows by

@@ -81,6 +81,26 @@ def test_a_key_without_a_time_to_live_keeps_none(hot: Proxy, direct: redis.Redis
     assert not direct.keys("nexus:hot:*")
 
 
+def test_a_key_without_a_time_to_live_is_left_alone_until_it_has_one(
+    hot: Proxy, direct: redis.Redis
+):
+    def scripts() -> int:
+        return int(direct.info("commandstats").get("cmdstat_eval", {"calls": 0})["calls"])
+
+    direct.set("short:2", "v")
+    before = scripts()
+    with hot.raw() as raw:
+        until = time.monotonic() + 1.5  # seven windows, and an answer between two reads
+        while time.monotonic() < until:
+            raw.ask("GET", "short:2")
+            time.sleep(0.01)
+        assert 1 <= scripts() - before <= 3
+        direct.set("short:2", "v", px=900)
+        while raw.ask("GET", "short:2") != b"$-1\r\n" and not direct.get("nexus:hot:{short:2}"):
+            time.sleep(0.01)
+        assert direct.get("nexus:hot:{short:2}")
+
+
 def test_it_dies_at_the_cap(hot: Proxy, direct: redis.Redis):
     direct.set("short:1", "v", px=500)
     began = time.monotonic()

@@ -46,9 +46,6 @@ class FakePort:
     def unlock(self) -> None:
         self.asked.append("unlock")
 
-    def extend(self, ttl: float) -> None:
-        self.asked.append("extend")
-
     def cool(self, ttl: float) -> None:
         self.asked.append("cool")
 
@@ -133,7 +130,9 @@ def test_a_nil_that_was_overtaken_by_a_write_is_read_again():
 def test_the_next_takes_over_from_a_holder_that_is_gone():
     lease, port = held()
     lease.gone("a", 0.4)
-    assert port.take() == ["extend", "read"]
+    assert port.take() == ["unlock", "lock"]
+    lease.locked(Lock.WON, 0.45)
+    assert port.take() == ["read"]
     lease.found("nil", True, 0.5)
     assert port.of("grant") == ["a", "b"]
     lease.changed(0.6)
@@ -148,7 +147,7 @@ def test_a_holder_that_is_gone_with_nobody_waiting_ends_it():
     lease.gone("b", 0.4)
     lease.gone("c", 0.4)
     lease.gone("a", 0.4)
-    assert port.take() == ["cool", "unlock"]
+    assert port.take() == ["cool"]
     assert not lease.arrive("d", 0.5)
     assert lease.arrive("e", 0.4 + TTL)
 
@@ -178,10 +177,36 @@ def test_a_key_that_nobody_loads_costs_nobody():
     assert port.take() == []
     assert not lease.arrive("f", 15.0)
     lease.tick(20.4)
-    assert port.take() == ["cool", "unlock"]
+    assert port.take() == ["cool"]
     assert lease.counts.expired == 2
     assert lease.state is State.IDLE
     assert not lease.arrive("g", 25.0)
+
+
+def test_a_write_ends_the_cool_down_everywhere():
+    lease, port = held()
+    lease.tick(5.0)
+    lease.arrive("d", 9.9)
+    lease.tick(10.3)
+    lease.found("nil", True, 10.4)
+    port.take()
+    lease.changed(10.5)
+    assert port.take() == ["unlock"]
+
+
+def test_the_next_loads_when_what_the_holder_loaded_is_not_stored():
+    lease, port = held()
+    lease.refused("b")  # not the holder
+    assert port.take() == []
+    lease.refused("a")
+    assert port.take() == ["unlock", "lock"]
+    lease.locked(Lock.WON, 0.5)
+    lease.found("nil", True, 0.6)
+    assert port.of("grant") == ["a", "b"]
+    lease.gone("c", 0.6)
+    lease.refused("b")
+    assert lease.state is State.IDLE
+    assert lease.arrive("d", 0.7)  # no cool-down
 
 
 def test_a_lock_that_another_has_is_waited_for():
@@ -308,7 +333,9 @@ class RandomRun:
     def _go(self) -> None:
         if self.arrived:
             name = self.random.choice(list(self.arrived))
-            if self.random.random() < 0.5:
+            if self.random.random() < 0.1:
+                self.lease.refused(name)
+            elif self.random.random() < 0.5:
                 self.lease.gone(name, self.now)
                 self.left.add(name)
             else:
@@ -337,7 +364,7 @@ def test_whatever_happens_everybody_is_answered_once_in_time_and_truly(seed: int
     run = RandomRun(random.Random(seed))
     for _ in range(200):
         run.step()
-        assert all(waiting.deadline > run.now for waiting in run.lease._queue)
+        assert run.lease._queue.deadline > run.now
     lease, port, arrived, now = run.lease, run.port, run.arrived, run.now
     lease.tick(now + WAIT)
     lease.lost()

@@ -28,7 +28,7 @@ policies:
     enabled: true
     near_cache: always
     stampede: {mode: lease, lease_wait_ms: 1500, lease_ttl_ms: 9000, early_refresh: true,
-               stale_if_error_seconds: 5}
+               stale_fill_guard: true, stale_if_error_seconds: 5}
     negative_ttl: 1
     hot: {threshold: 3, window_seconds: 5, extend_seconds: 60, max_total_seconds: 900}
     tags: ["products", "product-{1}"]
@@ -67,6 +67,7 @@ def test_the_fuller_form():
     assert rule is not None
     assert (rule.index, rule.near, rule.ttl, rule.negative_ttl) == (1, ALWAYS, 60.0, 1.0)
     assert (rule.leased, rule.lease_wait, rule.lease_ttl) == (True, 1.5, 9.0)
+    assert rule.fill_guard
     assert (rule.early_refresh, rule.stale_if_error) == (True, 5.0)
     assert (rule.hot_threshold, rule.hot_window, rule.extend, rule.max_total) == (3, 5, 60, 900)
     assert rules.rule("GET", b"other") is None
@@ -125,6 +126,18 @@ def test_a_write_rules_tags_are_for_its_commands_only():
         ("policies:\n- match: SET\n  negative_ttl: 5\n", "policies[0].negative_ttl", 3, "writes"),
         ("policies:\n- match: SET\n  hot: {threshold: 1}\n", "policies[0].hot", 3, "no meaning"),
         (
+            "policies:\n- match: GET\n  stampede:\n    stale_fill_guard: true\n",
+            "policies[0].stampede.stale_fill_guard",
+            4,
+            "without mode: lease",
+        ),
+        (
+            "policies:\n- match: HGETALL\n  stampede: {mode: lease, stale_fill_guard: true}\n",
+            "policies[0].stampede.stale_fill_guard",
+            3,
+            "a GET missed and a SET fills, not HGETALL",
+        ),
+        (
             "policies:\n- match: GET\n  tags: ['{1}', '{2}']\n",
             "policies[0].tags[1]",
             3,
@@ -164,6 +177,7 @@ def test_describe_says_what_differs():
     assert shown == (
         "ttl=60 near_cache=always negative_ttl=1 tags=products,product-{1} stampede.mode=lease "
         "stampede.lease_wait_ms=1500 stampede.lease_ttl_ms=9000 stampede.early_refresh=true "
+        "stampede.stale_fill_guard=true "
         "stampede.stale_if_error_seconds=5 hot.threshold=3 hot.window_seconds=5 "
         "hot.extend_seconds=60 hot.max_total_seconds=900"
     )
