@@ -94,6 +94,9 @@ class Outcome:
     killed: int
     slowest: float
     slowest_get: float
+    #: From the end of the last loading to the last answer. The others hold what a process of
+    #: thousands of clients takes to send its questions, before it reads the first answer.
+    spread: float
     #: Seconds within which so many of a hundred clients' calls were answered.
     quantiles: dict[str, float]
     stats: dict[str, int]
@@ -120,6 +123,7 @@ class Outcome:
             "answered": self.answered,
             "slowest_seconds": round(self.slowest, 3),
             "slowest_get_seconds": round(self.slowest_get, 3),
+            "last_answer_after_load_seconds": round(self.spread, 3),
             **{f"p{name}_ms": round(took * 1000, 2) for name, took in self.quantiles.items()},
             "stats": self.stats,
             "wrong": self.wrong(),
@@ -242,14 +246,17 @@ def _outcome(
     case: Case, options: Options, reports: list[Report], start: float, stats: dict[str, int]
 ) -> Outcome:
     took = sorted(seconds for report in reports for _, seconds in report.done)
+    loads = sorted(moment - start for report in reports for moment in report.loads)
+    last = max((moment - start for report in reports for moment, _ in report.done), default=0.0)
     return Outcome(
         case=case,
-        loads=sorted(moment - start for report in reports for moment in report.loads),
+        loads=loads,
         answered=len(took),
         wanted=options.clients,
         failed=sum(report.failed for report in reports),
         killed=sum(report.killed for report in reports),
         slowest=took[-1] if took else 0.0,
+        spread=last - (loads[-1] + case.plan.load_seconds) if loads else 0.0,
         slowest_get=max(report.slowest_get for report in reports),
         quantiles={q: took[int(len(took) * float(q) / 100)] for q in _QUANTILES if took},
         stats=stats,

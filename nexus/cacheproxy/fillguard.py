@@ -9,7 +9,8 @@
 The lock among workers and proxies (:mod:`nexus.cacheproxy.leases`) is the holder's token, and Redis
 itself compares it, in one step with the write. It ends when Redis tells of a write of the key. Only
 the removal of a key that is not there is told to nobody; so whoever sends one through a proxy ends
-the token first.
+the token first. After an early refresh the key may be there, so a write is only known once we have
+been told.
 
 What is guarded is the first SET, SETEX or PSETEX of the key on the holder's own connection, within
 the lease. Not guarded, and sent as it is: a SET whose reply says what was there (NX, XX, GET); what

@@ -277,5 +277,7 @@ def test_early_refresh_is_guarded_too(guarded: Proxy, direct: redis.Redis):
                 continue  # it came too late; the next one
             if other is not None:
                 direct.set(key, other)
+                said = "it was written since the miss"
+                assert eventually(lambda: said in explained(raw, "SET", key, "x"))  # noqa: B023
             assert raw.ask("SET", key, "loaded", "EX", 60) == OK
             assert direct.get(key) == left

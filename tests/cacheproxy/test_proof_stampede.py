@@ -258,9 +258,7 @@ def test_values_that_are_not_kept_can_stand_in_too(leased: Proxy, direct: redis.
         assert second.ask("GET", "passing:list") == NIL  # an error never stands in
 
 
-def test_a_lock_that_somebody_else_took_meanwhile_is_left_alone(
-    leased: Proxy, direct: redis.Redis
-):
+def test_a_lock_that_somebody_else_took_meanwhile_is_left_alone(leased: Proxy, direct: redis.Redis):
     first = holder(leased)
     with waiter(leased) as second:
         direct.set(f"nexus:lease:{KEY}", "of-another-proxy", px=30_000)
