@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from bench.engine import EngineError, Outcome, drive, http_replies, resp_replies
+from bench.engine import EngineError, drive, http_replies, resp_replies
 from loadtests.zipf import Zipf
 from nexus.wire.resp import encode_command
 
@@ -212,7 +212,27 @@ class WrkLoad:
         return seconds
 
 
-def _result(operations: int, outcome: Outcome) -> LoadResult:
+def _driven(
+    load: StreamLoad | OpenLoad,
+    port: int,
+    operations: int,
+    rate: float | None = None,
+    *,
+    http: bool = False,
+) -> LoadResult:
+    """What :func:`bench.engine.drive` saw."""
+    replies = http_replies if http else resp_replies
+    try:
+        outcome = drive(
+            port,
+            load.requests,
+            replies,
+            connections=load.connections,
+            operations=operations,
+            rate=rate,
+        )
+    except (EngineError, OSError) as error:
+        raise LoadError(f"{load.name}: {error}") from None
     p50, p99, p999 = (outcome.percentile(percent) * 1000 for percent in (50, 99, 99.9))
     return LoadResult(operations, operations / outcome.seconds, p50, p99, p999)
 
@@ -227,18 +247,7 @@ class StreamLoad:
 
     def run(self, port: int, size: float) -> LoadResult:
         """That many operations."""
-        operations = int(size)
-        try:
-            outcome = drive(
-                port,
-                self.requests,
-                resp_replies,
-                connections=self.connections,
-                operations=operations,
-            )
-        except (EngineError, OSError) as error:
-            raise LoadError(f"{self.name}: {error}") from None
-        return _result(operations, outcome)
+        return _driven(self, port, int(size))
 
     def size(self, port: int, seconds: float) -> float:
         return max(_PROBE, int(self.run(port, _PROBE).per_second * seconds))
@@ -259,19 +268,7 @@ class OpenLoad:
 
     def run(self, port: int, size: float) -> LoadResult:
         """That many operations."""
-        operations = int(size)
-        try:
-            outcome = drive(
-                port,
-                self.requests,
-                http_replies if self.http else resp_replies,
-                connections=self.connections,
-                operations=operations,
-                rate=self.rate,
-            )
-        except (EngineError, OSError) as error:
-            raise LoadError(f"{self.name}: {error}") from None
-        return _result(operations, outcome)
+        return _driven(self, port, int(size), self.rate, http=self.http)
 
     def size(self, port: int, seconds: float) -> float:
         self.run(port, max(50.0, self.rate / 4))

@@ -58,7 +58,7 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def wait_for(self, answers: Callable[[], bool], seconds: float = 30.0) -> None:
+    def wait_for(self, answers: Callable[[], bool], seconds: float = 120.0) -> None:
         """Return when the service answers; raise :class:`ProcessError` when it does not."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

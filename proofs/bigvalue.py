@@ -11,21 +11,16 @@ back-pressure, so a reader however slow costs nothing; both are measured, with a
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
-import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import uvloop
-
 from proofs.client import Connection
-from proofs.report import Result, save
+from proofs.report import Result, conclude, parser_of
 from proofs.rig import Proxy, Redis, RigError, memory_kib
 
 __all__ = ["Options", "main", "prove"]
@@ -146,23 +141,11 @@ async def prove(options: Options, directory: Path) -> Result:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m proofs.bigvalue",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("bigvalue", __doc__)
     parser.add_argument("--mebibytes", type=int, default=100)
-    parser.add_argument("--backend", choices=("compiled", "pure"), default="compiled")
-    parser.add_argument("--results", type=Path, default=None, help="directory for the record")
     arguments = parser.parse_args(argv)
     options = Options(arguments.mebibytes, arguments.backend)
-    with tempfile.TemporaryDirectory(prefix="nexus-proof-") as name:
-        try:
-            result = uvloop.run(prove(options, Path(name)))
-        except RigError as error:
-            print(f"no verdict: {error}", file=sys.stderr)
-            return 2
-    return save(result, arguments.results)
+    return conclude(lambda directory: prove(options, directory), arguments.results)
 
 
 if __name__ == "__main__":

@@ -20,24 +20,21 @@ RESP2 or RESP3, in random pieces, and sometimes hangs up in the middle. The proo
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import hiredis
-import uvloop
 
 from proofs.client import ClosedError, Connection
 from proofs.faults import Faults
 from proofs.operations import Operation, Owner, World
 from proofs.relay import Relay
-from proofs.report import Result, save
+from proofs.report import Result, conclude, parser_of
 from proofs.rig import Proxy, Redis, RigError, memory_kib, open_files
 from proofs.sabotage import SABOTAGE, sabotage
 
@@ -371,16 +368,13 @@ async def _work_together(run: _Run) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m proofs.crossed", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parser_of("crossed", __doc__)
     parser.add_argument("--operations", type=int, default=100_000, help="verified replies wanted")
     parser.add_argument("--seed", type=int, default=None, help="of all randomness; printed")
     parser.add_argument("--faults", action="store_true", help="break things meanwhile")
     parser.add_argument("--connections", type=int, default=64, help="clients at the same time")
-    parser.add_argument("--backend", choices=("compiled", "pure"), default="compiled")
     parser.add_argument("--settle", type=float, default=90.0, help="seconds for idle links to go")
     parser.add_argument("--sabotage", choices=sorted(SABOTAGE), default="", help="must fail")
-    parser.add_argument("--results", type=Path, default=None, help="directory for the record")
     arguments = parser.parse_args(argv)
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().getrandbits(32)
     print(f"seed {seed}", file=sys.stderr)
@@ -393,13 +387,7 @@ def main(argv: list[str] | None = None) -> int:
         settle=arguments.settle,
         backend=arguments.backend,
     )
-    with tempfile.TemporaryDirectory(prefix="nexus-proof-") as name:
-        try:
-            result = uvloop.run(prove(options, Path(name)))
-        except RigError as error:
-            print(f"no verdict: {error}", file=sys.stderr)
-            return 2
-    return save(result, arguments.results)
+    return conclude(lambda directory: prove(options, directory), arguments.results)
 
 
 if __name__ == "__main__":

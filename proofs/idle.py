@@ -7,19 +7,14 @@ counted. Every tenth client is asked something at the end: they are idle, not de
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import uvloop
-
 from proofs.client import Connection, encode
-from proofs.report import Result, save
-from proofs.rig import Proxy, Redis, RigError, memory_kib, open_files, raise_file_limit
+from proofs.report import Result, conclude, parser_of
+from proofs.rig import Proxy, Redis, memory_kib, open_files, raise_file_limit
 
 __all__ = ["MOST_KIB", "Options", "main", "prove"]
 
@@ -114,23 +109,11 @@ async def prove(options: Options, directory: Path) -> Result:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m proofs.idle",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("idle", __doc__)
     parser.add_argument("--clients", type=int, default=10_000)
-    parser.add_argument("--backend", choices=("compiled", "pure"), default="compiled")
-    parser.add_argument("--results", type=Path, default=None, help="directory for the record")
     arguments = parser.parse_args(argv)
     options = Options(arguments.clients, arguments.backend)
-    with tempfile.TemporaryDirectory(prefix="nexus-proof-") as name:
-        try:
-            result = uvloop.run(prove(options, Path(name)))
-        except RigError as error:
-            print(f"no verdict: {error}", file=sys.stderr)
-            return 2
-    return save(result, arguments.results)
+    return conclude(lambda directory: prove(options, directory), arguments.results)
 
 
 if __name__ == "__main__":

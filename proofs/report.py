@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from nexus import __version__
+import uvloop
 
-__all__ = ["RESULTS", "Result", "save"]
+from nexus import __version__
+from proofs.rig import RigError
+
+__all__ = ["RESULTS", "Result", "conclude", "parser_of", "save"]
 
 RESULTS: Final = Path(__file__).parent / "results"
 
@@ -55,3 +62,29 @@ def save(result: Result, directory: Path | None) -> int:
                 f"{result.summary} |\n"
             )
     return 0 if result.passed else 1
+
+
+def parser_of(proof: str, about: str | None) -> argparse.ArgumentParser:
+    """With what every proof of the cacheproxy understands: ``--backend``, ``--results``."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m proofs.{proof}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--backend", choices=("compiled", "pure"), default="compiled")
+    parser.add_argument("--results", type=Path, default=None, help="directory for the record")
+    return parser
+
+
+def conclude(prove: Callable[[Path], Coroutine[Any, Any, Result]], results: Path | None) -> int:
+    """Run it in a directory of its own, print and keep what it found.
+
+    Exit code: 0 it holds, 1 it does not, 2 there is no verdict.
+    """
+    with tempfile.TemporaryDirectory(prefix="nexus-proof-") as name:
+        try:
+            result = uvloop.run(prove(Path(name)))
+        except RigError as error:
+            print(f"no verdict: {error}", file=sys.stderr)
+            return 2
+    return save(result, results)

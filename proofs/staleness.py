@@ -22,12 +22,10 @@ with old values: the proof must then fail.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -37,12 +35,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import hiredis
-import uvloop
 
 from proofs.client import ClosedError, Connection, encode
 from proofs.registers import Judge, Register, Write
 from proofs.relay import Pipe, Relay
-from proofs.report import Result, save
+from proofs.report import Result, conclude, parser_of
 from proofs.rig import Proxy, Redis, RigError
 from proofs.sabotage import STALE, stale
 
@@ -603,26 +600,17 @@ async def prove(options: Options, directory: Path) -> Result:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m proofs.staleness", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parser_of("staleness", __doc__)
     parser.add_argument("--operations", type=int, default=1_000_000, help="over all runs")
     parser.add_argument("--seed", type=int, default=None, help="of all randomness; printed")
-    parser.add_argument("--backend", choices=("compiled", "pure"), default="compiled")
     parser.add_argument("--sabotage", choices=sorted(STALE), default="", help="must fail")
-    parser.add_argument("--results", type=Path, default=None, help="directory for the record")
     arguments = parser.parse_args(argv)
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().getrandbits(32)
     print(f"seed {seed}", file=sys.stderr)
     options = Options(
         arguments.operations, seed, sabotage=arguments.sabotage, backend=arguments.backend
     )
-    with tempfile.TemporaryDirectory(prefix="nexus-proof-") as name:
-        try:
-            result = uvloop.run(prove(options, Path(name)))
-        except RigError as error:
-            print(f"no verdict: {error}", file=sys.stderr)
-            return 2
-    return save(result, arguments.results)
+    return conclude(lambda directory: prove(options, directory), arguments.results)
 
 
 if __name__ == "__main__":

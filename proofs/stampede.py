@@ -13,7 +13,6 @@ put to the test.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import sys
@@ -30,7 +29,7 @@ from bench.charts import lines as curves
 from bench.record import RESULTS, about, dumped
 from proofs.client import Connection
 from proofs.crowd import KEY, Plan, Report
-from proofs.report import Result, save
+from proofs.report import Result, conclude, parser_of
 from proofs.rig import Proxy, Redis, RigError, raise_file_limit
 
 __all__ = ["Case", "Options", "Outcome", "cases", "main", "measure", "prove"]
@@ -364,35 +363,31 @@ def _draw(picture: Path, clients: int, outcomes: Sequence[Outcome]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m proofs.stampede", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parser_of("stampede", __doc__)
     parser.add_argument("--clients", type=int, default=12_000)
     parser.add_argument("--processes", type=int, default=4, help="of clients")
-    parser.add_argument("--backend", choices=("compiled", "pure"), default="compiled")
     parser.add_argument("--demo", action="store_true", help="two runs and a chart")
     parser.add_argument("--case", action="append", default=[], help="only this; repeatable")
     parser.add_argument("--chart", type=Path, default=Path(".nexus/stampede.svg"))
     parser.add_argument(
         "--record", action="store_true", help="with --demo: chart and numbers that README shows"
     )
-    parser.add_argument("--results", type=Path, default=None, help="directory for the record")
     arguments = parser.parse_args(argv)
     options = Options(arguments.clients, arguments.processes, arguments.backend)
     chosen = [case for case in cases() if case.name in arguments.case]
     if len(chosen) != len(arguments.case):
         parser.error(f"--case: one of {', '.join(repr(case.name) for case in cases())}")
+    if not arguments.demo:
+        return conclude(lambda directory: prove(options, directory, chosen), arguments.results)
+    picture, record = arguments.chart, None
+    if arguments.record:
+        picture, record = _PICTURE, RESULTS / "stampede.json"
     with tempfile.TemporaryDirectory(prefix="nexus-proof-") as name:
         try:
-            if arguments.demo:
-                picture, record = arguments.chart, None
-                if arguments.record:
-                    picture, record = _PICTURE, RESULTS / "stampede.json"
-                return uvloop.run(demo(options, Path(name), picture, record))
-            result = uvloop.run(prove(options, Path(name), chosen))
+            return uvloop.run(demo(options, Path(name), picture, record))
         except RigError as error:
-            print(f"no verdict: {error}", file=sys.stderr)
+            print(f"no demonstration: {error}", file=sys.stderr)
             return 2
-    return save(result, arguments.results)
 
 
 if __name__ == "__main__":
