@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hiredis
+import prometheus_client
+
+from bench import kernels_services as services
 
 __all__ = ["CASES", "Case", "Work", "variants"]
 
@@ -32,6 +35,8 @@ class Case:
     operations: int
     make: Callable[[Any], Work]
     others: Mapping[str, Callable[[], Work]] = field(default_factory=dict)
+    #: Where the kernel's modules are.
+    package: str = "nexus._speedups"
 
     @property
     def kernel(self) -> str:
@@ -45,12 +50,12 @@ class NotBuiltError(Exception):
 
 def variants(case: Case) -> dict[str, Work]:
     """``compiled``, ``pure`` and the others, ready to be called."""
-    compiled = f"nexus._speedups._{case.kernel}_c"
+    compiled = f"{case.package}._{case.kernel}_c"
     if importlib.util.find_spec(compiled) is None:
         raise NotBuiltError(f"{compiled} is not built: python setup.py build_ext --inplace")
     works = {
         "compiled": case.make(importlib.import_module(compiled)),
-        "pure": case.make(importlib.import_module(f"nexus._speedups._{case.kernel}_py")),
+        "pure": case.make(importlib.import_module(f"{case.package}._{case.kernel}_py")),
     }
     return works | {name: make() for name, make in case.others.items()}
 
@@ -198,6 +203,28 @@ def _observe(module: Any) -> Work:
     return work
 
 
+def _prometheus_count() -> Work:
+    inc = prometheus_client.Counter("bench", "", registry=None).inc
+
+    def work() -> None:
+        for _ in range(100):
+            inc()
+
+    return work
+
+
+def _prometheus_observe() -> Work:
+    buckets = (1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0)
+    observe = prometheus_client.Histogram("bench", "", buckets=buckets, registry=None).observe
+
+    def work() -> None:
+        for _ in range(50):
+            observe(0.7)
+            observe(42.0)
+
+    return work
+
+
 # -------------------------------------------------------------------------------------- HTTP
 
 _REQUEST = (
@@ -296,11 +323,27 @@ def _lru_fills() -> Work:
 #: Weights of the contract's example and of a long list.
 _WEIGHTS = [2, 1, 5, 3, 10, 7, 1, 1]
 
+_OBSERVABILITY, _POLICY, _GATEWAY = "nexus.observability", "nexus.policy", "nexus.gateway"
+
 CASES: tuple[Case, ...] = (
+    Case("accessline.encode", 32, services.lines, package=_OBSERVABILITY),
+    Case("balance.least_conn", 100, services.balance("least-conn"), package=_POLICY),
+    Case("balance.round_robin", 100, services.balance("round-robin"), package=_POLICY),
+    Case("breaker.success", 100, services.breaker, package=_POLICY),
+    Case("budget.request", 100, services.budget, package=_POLICY),
+    Case("envelope.suffix", 100, services.suffix, package=_GATEWAY),
+    Case("rules.find", 100, services.rules, package=_POLICY),
+    Case(
+        "spans.encode",
+        32,
+        services.spans,
+        {"opentelemetry_sdk": services.sdk_spans},
+        package=_OBSERVABILITY,
+    ),
     Case("buckets.take", 1000, _take),
     Case("buckets.hash_key", 100, _hash),
-    Case("counters.inc", 100, _count),
-    Case("counters.observe", 100, _observe),
+    Case("counters.inc", 100, _count, {"prometheus_client": _prometheus_count}),
+    Case("counters.observe", 100, _observe, {"prometheus_client": _prometheus_observe}),
     Case("http1.request_head", 20, _request_head),
     Case("http1.response_head", 20, _response_head),
     Case("nearcache.fill", _NEAR_KEYS, _near_fills, {"dict_lru": _lru_fills}),

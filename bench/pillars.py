@@ -27,12 +27,12 @@ from typing import Any, Final
 
 import yaml
 
+from bench.kernels_services import record
 from bench.loads import WrkLoad
 from bench.processes import Process, free_ports
 from bench.record import RESULTS, about, dumped, rounded
 from nexus._speedups import BACKEND
 from nexus.observability.accessline import AccessLineEncoder
-from nexus.observability.record import RequestRecord
 from nexus.observability.registry import Registry
 from nexus.observability.spans import SpanEncoder
 from nexus.observability.telemetry import Telemetry
@@ -139,39 +139,9 @@ def _calls() -> dict[str, float]:
     return {name: us - plain_us for name, us in found.items()}
 
 
-def _record() -> RequestRecord:
-    record = RequestRecord()
-    for name, value in {
-        "started_ns": 1_700_000_000_123_000_000,
-        "duration_ns": 12_345_678,
-        "method": b"GET",
-        "target": b"/api/products?page=2",
-        "host": b"shop.example",
-        "route": "/api/*",
-        "status": 200,
-        "ip": "192.0.2.7",
-        "client_id": "shop",
-        "user_agent": b"bench/1.0",
-        "request_id": "nexus-1700000000123-abc",
-        "proxied": True,
-        "upstream": "http://127.0.0.1:3001",
-        "upstream_target": b"/products?page=2",
-        "upstream_status": 200,
-        "upstream_start_ns": 1_700_000_000_124_000_000,
-        "upstream_ns": 9_000_000,
-        "attempts": 1,
-        "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
-        "span_id": "00f067aa0ba902b7",
-        "upstream_span_id": "b7ad6b7169203331",
-        "sampled": True,
-    }.items():
-        setattr(record, name, value)
-    return record
-
-
 def _pillars() -> dict[str, float]:
     """One request's share of a batch of 128, in each sink; and what it counts itself."""
-    records = [_record() for _ in range(128)]
+    records = [record() for _ in range(128)]
     lines = AccessLineEncoder("gateway", 0)
     spans = SpanEncoder({"service.name": "bench"})
     telemetry = Telemetry(100)
@@ -241,6 +211,8 @@ def _gateway(rounds: int, seconds: float) -> list[dict[str, Any]]:
             running[name] = process, port
         cpu: dict[str, list[float]] = {name: [] for name in running}
         rate: dict[str, list[float]] = {name: [] for name in running}
+        for _, port in running.values():
+            load.size(port, seconds)  # warms up
         for number in range(rounds):
             for name in list(running) if number % 2 == 0 else list(running)[::-1]:
                 process, port = running[name]
