@@ -54,8 +54,6 @@ _WINDOWS: Final = 5
 #: CPU per request and p99 during the outage, as multiples of those before it.
 MOST_CPU: Final = 1.10
 MOST_P99: Final = 1.25
-#: Below this a difference of p99 is the machine's, not the gateway's: milliseconds.
-_LEAST_P99_MS: Final = 1.0
 #: Memory that may come beside the buffer itself: its objects, the allocator, the machine.
 _MEMORY_FACTOR: Final = 2.0
 _MEMORY_SPARE_MIB: Final = 16.0
@@ -332,7 +330,7 @@ def _judge(plan: Plan, seen: dict[str, Any]) -> list[str]:
         cpu, p99 = seen["cpu_us"], seen["p99_ms"]
         if cpu["outage"] > cpu["before"] * MOST_CPU:
             faults.append(f"CPU per request went from {cpu['before']} to {cpu['outage']} µs")
-        if p99["outage"] > max(p99["before"] * MOST_P99, p99["before"] + _LEAST_P99_MS):
+        if p99["outage"] > p99["before"] * MOST_P99:
             faults.append(f"p99 went from {p99['before']} to {p99['outage']} ms")
     return faults
 

@@ -64,6 +64,9 @@ _GIVE_UP_SECONDS: Final = 60.0
 #: A batch that fails this often, each time on a new connection, is what the broker refuses.
 _MAX_FAILURES: Final = 5
 
+#: Seconds before a topic is asked for again that is not there for us.
+_REFUSED_SECONDS: Final = 1.0
+
 #: Seconds between two readings of how many events are held.
 _GAUGE_SECONDS: Final = 0.5
 
@@ -105,6 +108,7 @@ class _Topic:
         self.flying: dict[int, list[_Item]] = {}
         self.wake: Final = asyncio.Event()
         self.failures = 0
+        self.refusals = 0
         self.turn = 0
 
     def take_back(self) -> None:
@@ -304,6 +308,13 @@ class EventProducer:
             try:
                 partitions = sorted(await client.partitions_for(lane.name))
             except CONNECTION_ERRORS as error:
+                if self._is_refused(lane, error):
+                    # No other topic may wait for one that is not there for us.
+                    lane.wake.clear()
+                    self._refuse(lane, lane.pending, error)
+                    lane.pending.clear()
+                    await asyncio.sleep(_REFUSED_SECONDS)
+                    continue
                 raise _Reset(f"no metadata of topic {lane.name}: {summary(error)}") from None
             # Cleared only now: what came meanwhile is taken along.
             lane.wake.clear()
@@ -356,7 +367,7 @@ class EventProducer:
             except CONNECTION_ERRORS as error:
                 self._failed(lane, partition, error)
                 raise _Reset(f"{lane.name}/{partition}: {summary(error)}") from None
-            lane.failures = 0
+            lane.failures = lane.refusals = 0
             del lane.flying[partition]
             self._sent.labels(lane.name).inc(len(items))
             self._delivered += len(items)
@@ -374,19 +385,29 @@ class EventProducer:
         self._set_stalled(False)
 
     def _failed(self, lane: _Topic, partition: int, error: BaseException) -> None:
-        lane.failures += 1
-        if isinstance(error, TimeoutError | kafka_errors.KafkaConnectionError):
-            lane.failures = 0  # nobody has judged the batch
-            return
-        if isinstance(error, _REFUSED) or lane.failures > _MAX_FAILURES:
-            items = lane.flying.pop(partition)
+        if self._is_refused(lane, error):
+            self._refuse(lane, lane.flying.pop(partition), error)
             lane.failures = 0
-            self._drop(lane.name, "refused", len(items))
-            self._release(items)
+
+    def _is_refused(self, lane: _Topic, error: BaseException) -> bool:
+        """Whether ``error`` is a judgement, and no outage."""
+        if isinstance(error, TimeoutError | OSError | kafka_errors.KafkaConnectionError):
+            lane.failures = 0  # nobody has judged anything
+            return False
+        lane.failures += 1
+        return isinstance(error, _REFUSED) or lane.failures > _MAX_FAILURES
+
+    def _refuse(
+        self, lane: _Topic, items: list[_Item] | deque[_Item], error: BaseException
+    ) -> None:
+        self._drop(lane.name, "refused", len(items))
+        self._release(items)
+        lane.refusals += 1
+        if lane.refusals & (lane.refusals - 1) == 0:  # 1, 2, 4, 8, …
             log.error(
                 "Kafka refuses events: %s",
                 summary(error),
-                extra={"topic": lane.name, "partition": partition, "events": len(items)},
+                extra={"topic": lane.name, "events": len(items), "refusals": lane.refusals},
             )
 
     def _release(self, items: list[_Item] | deque[_Item]) -> None:

@@ -13,7 +13,9 @@ from aiokafka.errors import (
     KafkaConnectionError,
     MessageSizeTooLargeError,
     OutOfOrderSequenceNumber,
+    TopicAuthorizationFailedError,
     UnknownError,
+    UnknownTopicOrPartitionError,
 )
 from support.servers import free_port
 
@@ -244,6 +246,45 @@ async def test_a_batch_that_always_fails_does_not_block_its_topic_for_ever(
     assert value_of(metrics, "nexus_events_dropped_total", topic="t", reason="refused") == 3
 
 
+@pytest.mark.parametrize(
+    "error", [TopicAuthorizationFailedError("closed"), UnknownTopicOrPartitionError()]
+)
+async def test_a_topic_that_is_not_there_for_us_holds_up_no_other(
+    scripted, metrics, monkeypatch, caplog, error
+):
+    monkeypatch.setattr(module.Backoff, "next", lambda self: 0.0)
+    asked = FakeClient.partitions_for
+
+    async def partitions_for(self, topic):
+        if topic == "closed":
+            raise error
+        return await asked(self, topic)
+
+    monkeypatch.setattr(FakeClient, "partitions_for", partitions_for)
+    monkeypatch.setattr(module, "_REFUSED_SECONDS", 0.01)
+    producer, sent = scripted([])
+    for _ in range(4):
+        producer.emit("closed", b"x", None, ())
+    await producer.start()
+    dropped = ("nexus_events_dropped_total", {"topic": "closed", "reason": "refused"})
+    async with asyncio.timeout(20):
+        while value_of(metrics, dropped[0], **dropped[1]) < 4:
+            await asyncio.sleep(0.01)
+    # From here on its events are dropped without a new connection for the others.
+    client = producer._client
+    for _ in range(2):
+        producer.emit("closed", b"x", None, ())
+        producer.emit("t", b"y", None, ())
+        async with asyncio.timeout(20):
+            while producer.held_bytes:
+                await asyncio.sleep(0.01)
+    assert producer._client is client is not None
+    await producer.stop(5)
+    assert [v for _, values in sent for v in values] == [b"y"] * 2
+    assert value_of(metrics, dropped[0], **dropped[1]) == 6
+    assert "Kafka refuses events" in caplog.text
+
+
 async def test_silence_is_an_outage_then_a_new_connection(scripted, metrics, monkeypatch):
     monkeypatch.setattr(module, "_STALL_SECONDS", 0.05)
     monkeypatch.setattr(module, "_GIVE_UP_SECONDS", 0.3)
@@ -340,7 +381,7 @@ def test_check_refuses_bootstrap_servers_that_can_never_connect(service, tmp_pat
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=100,
     )
     assert done.returncode == 2
     assert "kafka.bootstrap_servers: expected host:port" in done.stderr

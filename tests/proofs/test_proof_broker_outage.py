@@ -49,6 +49,7 @@ GOOD = {
         ({"memory_mib": [70.0, 120.0]}, "memory"),
         ({"cpu_us": {"before": 100.0, "outage": 111.0}}, "CPU"),
         ({"p99_ms": {"before": 10.0, "outage": 12.6}}, "p99"),
+        ({"p99_ms": {"before": 1.0, "outage": 1.3}}, "p99"),
     ],
 )
 def test_the_judge_finds_what_is_wrong(seen: dict[str, object], word: str) -> None:
