@@ -74,7 +74,9 @@ class ConsumerApp:
 
     async def start(self) -> None:
         """Serve the admin listener, then join the group; a Kafka that is away is waited for."""
-        self._admin = await start_admin(self._context, {"/consumer": self._status})
+        self._admin = await start_admin(
+            self._context, {"/consumer": self._status}, why_not_ready=self._why_not_ready
+        )
         try:
             self._lanes = Lanes(
                 self._context.settings.flow.lanes, self._webhook.run, self._context.fail
@@ -137,6 +139,11 @@ class ConsumerApp:
             if self._loop.joined.is_set() and now - self._loop.turned_at > limit:
                 self._context.fail(f"the fetch loop has not turned for {limit:.0f} s")
                 return
+
+    def _why_not_ready(self) -> str:
+        if not self._loop.joined.is_set():
+            return "not in the consumer group"
+        return self._state.trouble
 
     async def _status(self, _request: web.Request) -> web.Response:
         settings = self._context.settings

@@ -75,6 +75,7 @@ _NONE: Final = TopicPartition("", 0)
 _REVOKE_SECONDS: Final = 5.0
 _COMMIT_SECONDS: Final = 10.0
 _GAUGE_SECONDS: Final = 1.0
+_LOOK_AHEAD_SECONDS: Final = 2.0
 
 #: The group has moved on without us; whoever owns the partition now reads again what we did.
 _OUTDATED: Final = (
@@ -136,6 +137,8 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._paused: Final = metrics.gauge("nexus_consumer_paused_partitions")
         self._member: Final = metrics.gauge("nexus_consumer_members")
         self._partitions: dict[TopicPartition, PartitionProgress] = {}
+        #: Ends of paused partitions, as they were asked for last.
+        self._ends: Final[dict[TopicPartition, int]] = {}
         self._consumer: Any = None
         self._stopping = False
         self._drained: Final = asyncio.Event()
@@ -238,6 +241,7 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
                     await self._try_commit(consumer)
                 if now >= self._gauges_due:
                     self._gauges_due = now + _GAUGE_SECONDS
+                    await self._look_ahead(consumer)
                     self._set_gauges()
             # Drain finishes and commits; the session is held open for it.
             await self._drained.wait()
@@ -436,6 +440,18 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
 
     # -- gauges --------------------------------------------------------------------------------
 
+    async def _look_ahead(self, consumer: Any) -> None:
+        """Ask where paused partitions end: nothing is fetched of them that would tell.
+
+        Their lag is what an outage of Redis is seen by.
+        """
+        paused = [tp for tp, progress in self._partitions.items() if progress.paused]
+        self._ends.clear()
+        if paused:
+            with contextlib.suppress(*CONNECTION_ERRORS, IllegalStateError):
+                async with asyncio.timeout(_LOOK_AHEAD_SECONDS):
+                    self._ends.update(await consumer.end_offsets(paused))
+
     def _lag_of(self, tp: TopicPartition, progress: PartitionProgress) -> int:
         consumer = self._consumer
         if consumer is None or progress.position is None:
@@ -444,7 +460,7 @@ class ConsumerLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             end = consumer.highwater(tp)
         except IllegalStateError:
             return 0
-        return max(0, (end or 0) - progress.position)
+        return max(0, max(end or 0, self._ends.get(tp, 0)) - progress.position)
 
     def _set_gauges(self) -> None:
         lags = dict.fromkeys(self._topics, 0)

@@ -85,6 +85,8 @@ class State:
         self._script: Final = self._redis.register_script(APPLY)
         self._group: Final = settings.group
         self._remembered: Final = settings.flow.remembered_ids
+        #: Why no event can be judged right now; empty as far as is known.
+        self.trouble = ""
         self._prefix = ""
         self.name_cluster("")
         self.apply(settings)
@@ -146,7 +148,9 @@ class State:
         try:
             _now, answers = _unpack(await self._script(keys, [_pack(call)]))
         except _AWAY as error:
-            raise UpstreamError(f"Redis: {error}", sent=True) from error
+            self.trouble = f"Redis: {error}"
+            raise UpstreamError(self.trouble, sent=True) from error
+        self.trouble = ""
         return [Answer(*answer) for answer in answers]
 
     async def reconcile(self, topic: str, partition: int, end: int) -> bool:

@@ -14,6 +14,7 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.consumer import fetcher
@@ -82,7 +83,7 @@ async def send(bootstrap, topic, values, key=None):
         await asyncio.gather(*futures)
 
 
-async def until(condition, seconds=30.0):
+async def until(condition, seconds=60.0):
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.02)
@@ -108,9 +109,12 @@ async def app_of(registry, redis_server):
             index=0,
             settings=ConsumerSettings(
                 kafka=KafkaSettings(bootstrap_servers=bootstrap),
-                redis=RedisSettings(url=redis_server.url),
                 group=group or f"g-{uuid.uuid4().hex[:8]}",
-                **{"actions": PLAIN, **settings},
+                **{
+                    "actions": PLAIN,
+                    "redis": RedisSettings(url=redis_server.url),
+                    **settings,
+                },
             ),
             registry=registry,
             metrics=registry.open(0),
@@ -123,7 +127,7 @@ async def app_of(registry, redis_server):
         )
         app = ConsumerApp(context)
         running.append(app)
-        await asyncio.wait_for(app.start(), 30)
+        await asyncio.wait_for(app.start(), 60)
         return app
 
     yield start
@@ -182,6 +186,13 @@ async def test_a_second_run_begins_where_the_first_committed(kafka_broker, app_o
     assert sorted(map(int, seen())) == list(range(500, 700))
 
 
+async def positions_settled(app):
+    """A group that begins at the latest event has found where that is."""
+    async with asyncio.timeout(60):
+        for partition in app._loop._partitions:
+            await app._loop._consumer.position(partition)
+
+
 @pytest.mark.kafka
 async def test_what_was_fetched_of_a_paused_partition_is_not_fetched_again(
     kafka_broker, app_of, caplog, monkeypatch
@@ -197,7 +208,7 @@ async def test_what_was_fetched_of_a_paused_partition_is_not_fetched_again(
 
     flow = FlowSettings(partition_events=16)
     app = await app_of(kafka_broker.bootstrap, flow=flow, start="latest")
-    await until(lambda: not app._loop.in_flight)
+    await positions_settled(app)
     caplog.set_level("INFO", "nexus.consumer.events")
     judge, go_on = State.judge, asyncio.Event()
 
@@ -220,6 +231,50 @@ async def test_what_was_fetched_of_a_paused_partition_is_not_fetched_again(
     assert seen() == lines
     came = sum(data.count(marker.encode() + b"-") for data in fetched)
     assert 2000 <= came < 3000
+
+
+@pytest.mark.kafka
+async def test_the_lag_of_a_paused_partition_grows_and_redis_away_is_not_ready(
+    kafka_broker, app_of, registry, redis_factory
+):
+    """Nothing is fetched of it, and its lag is still told: an outage of Redis is seen by it."""
+    topic, marker = "gateway.rate_limit.hit", uuid.uuid4().hex[:8]
+    redis = redis_factory()
+    app = await app_of(
+        kafka_broker.bootstrap,
+        flow=FlowSettings(partition_events=16),
+        redis=RedisSettings(url=redis.url),
+        start="latest",
+    )
+
+    def lag():
+        app._loop._gauges_due = 0.0  # at the next turn
+        return sum(
+            values[0]
+            for _, series, values in registry.read()
+            if series.metric.name == "nexus_consumer_lag" and topic in series.values
+        )
+
+    async def ready():
+        port = app._context.admin_listener.getsockname()[1]
+        async with aiohttp.request("GET", f"http://127.0.0.1:{port}/ready") as answer:
+            return (await answer.json()).get("reason", "")
+
+    assert await ready() == ""
+    await positions_settled(app)
+    redis.kill()
+    await send(kafka_broker.bootstrap, topic, [hit(marker, i) for i in range(100)], b"one-key")
+    await until(lambda: app._loop.status()["inFlight"] >= 16)
+    await until(lambda: any(p["paused"] for p in app._loop.status()["partitions"]))
+    assert (await ready()).startswith("Redis: ")
+    for sent in (400, 700):
+        await send(
+            kafka_broker.bootstrap, topic, [hit(marker, sent + i) for i in range(300)], b"one-key"
+        )
+        await until(lambda sent=sent: lag() >= sent)
+    redis.start()
+    await until(lambda: lag() == 0, 60)
+    assert await ready() == ""
 
 
 async def dead_letters_are_set_aside(bootstrap, app_of, registry):

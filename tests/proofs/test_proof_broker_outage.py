@@ -10,17 +10,18 @@ import dataclasses
 import pytest
 from support.requirements import tool
 
-from proofs.brokeroutage import Plan, _judge, prove
+from proofs.brokeroutage import How, Plan, _judge, prove
 
 SMALL = Plan(seconds=4.0, rate=100, clients=8, buffer_bytes=65_536, speed=False)
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(120)
-def test_no_request_notices_and_every_event_is_accounted_for() -> None:
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("how", ["stop", pytest.param("freeze", marks=pytest.mark.once)])
+def test_no_request_notices_and_every_event_is_accounted_for(how: How) -> None:
     for name in ("java", "mvn"):
         tool(name)
-    result = prove(SMALL)
+    result = prove(dataclasses.replace(SMALL, how=how))
     assert result.passed, result.summary
     assert result.numbers["dropped_for"] == ["buffer_full"]
     assert result.numbers["sent"] > 0
