@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from nexus.cacheproxy.local import Subcommand, error_reply, text_reply
+from nexus.cacheproxy.permission import if_admin
 from nexus.clock import monotonic
 from nexus.policy.policyfile import PolicyRule, RuleBook, describe
 
@@ -34,11 +35,11 @@ class PolicyCommand:
             )
         }
 
-    def _run(self, session: Session, args: list[bytes]) -> bytes:
+    def _run(self, session: Session, args: list[bytes]) -> bytes | None:
         if len(args) == 2:
             return text_reply(session, self._all())
         if len(args) == 3 and args[2].lower() in (b"on", b"off"):
-            return self._switch(args[2].lower() == b"on")
+            return if_admin(session, lambda: self._switch(args[2].lower() == b"on"))
         book = self._policies.book
         if book is None:
             return error_reply(b"there is no policy: policy_file is not set")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nexus._speedups.respscan import BIG, COMMAND, ERROR, INLINE, CommandScanner, arguments
 from nexus.cacheproxy.commands import COMMANDS, Kind
 from nexus.cacheproxy.flow import BARRIER, DOWN, HELD, PIN_WAIT, Client, Link
-from nexus.cacheproxy.tagcommands import ASKING
+from nexus.cacheproxy.permission import ASKING
 from nexus.cacheproxy.tagging import join
 from nexus.cacheproxy.watches import Action, SharedExec, Watch
 from nexus.clock import monotonic

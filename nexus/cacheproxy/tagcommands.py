@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from nexus.cacheproxy.flow import DOWN
 from nexus.cacheproxy.local import Subcommand
+from nexus.cacheproxy.permission import ASKING
 from nexus.cacheproxy.tags import Invalidation, tag_request, untag_request
 
 if TYPE_CHECKING:
@@ -19,10 +20,7 @@ if TYPE_CHECKING:
     from nexus.cacheproxy.session import Session
     from nexus.cacheproxy.settings import CacheproxySettings
 
-__all__ = ["ASKING", "TagCommands"]
-
-#: Why a client's input waits, beside the reasons in ``flow``: for the proxy's own command.
-ASKING: Final = 1 << 10
+__all__ = ["TagCommands"]
 
 
 class TagCommands:

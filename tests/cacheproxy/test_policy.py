@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
-from .proxy import Proxy, eventually
+from .proxy import Proxy, encode, eventually
 
 FIRST = """\
 policies:
@@ -100,6 +102,40 @@ def test_it_is_switched_off_and_on_in_all_workers(ruled: Proxy):
     with ruled.raw() as raw:
         assert raw.ask("NEXUS", "POLICY", "ON") == b"+OK\r\n"
     assert in_both_workers(ruled, lambda lines: lines[0] == "state:on")
+
+
+def test_only_an_administrator_switches_it_and_sees_others_keys(ruled: Proxy, redis_server: object):
+    with redis.Redis.from_url(redis_server.url, protocol=2) as direct:  # type: ignore[attr-defined]
+        direct.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-@admin")
+        try:
+            with ruled.raw() as raw:
+                assert raw.ask("AUTH", "app", "pw") == b"+OK\r\n"
+                raw.write(
+                    encode("SET", "a", 1)
+                    + encode("NEXUS", "POLICY", "OFF")
+                    + encode("NEXUS", "HOTKEYS")
+                    + encode("GET", "a")
+                )
+                replies = raw.replies(4)
+                assert [replies[0], replies[3]] == [b"+OK\r\n", b"$1\r\n1\r\n"]
+                assert all(reply.startswith(b"-NOPERM this user") for reply in replies[1:3])
+                assert raw.ask("NEXUS", "POLICY").count(b"state:on") == 1
+        finally:
+            direct.execute_command("ACL", "DELUSER", "app")
+
+
+def test_nor_does_who_has_not_logged_in(
+    proxy_factory: Callable[..., Proxy], redis_factory: Callable[..., Any], policy: Path
+):
+    policy.write_text(FIRST)
+    server = redis_factory("--requirepass", "secret")
+    proxy = proxy_factory(server.url, "--policy", str(policy))
+    with proxy.raw() as raw:
+        for command in (("POLICY", "OFF"), ("HOTKEYS",), ("INVALIDATE", "t")):
+            assert raw.ask("NEXUS", *command).startswith(b"-NOAUTH"), command
+        assert raw.ask("AUTH", "secret") == b"+OK\r\n"
+        assert raw.ask("NEXUS", "HOTKEYS").startswith(b"$")
+        assert raw.ask("NEXUS", "POLICY", "OFF") == b"+OK\r\n"
 
 
 def test_sighup_reads_it_and_refuses_a_broken_one(ruled: Proxy, policy: Path):
