@@ -20,7 +20,7 @@ from proofs.client import ClosedError, Connection
 __all__ = ["Proxy", "Redis", "RigError", "memory_kib", "open_files", "raise_file_limit"]
 
 #: Seconds for a server to start on a busy machine.
-_PATIENCE: Final = 20.0
+_PATIENCE: Final = 60.0
 
 
 class RigError(Exception):

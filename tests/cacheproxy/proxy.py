@@ -40,7 +40,7 @@ class Proxy:
         self._ready = threading.Event()
         self.port = self.admin_port = 0
         threading.Thread(target=self._read, daemon=True).start()
-        if not self._ready.wait(SECONDS) or not self.port:
+        if not self._ready.wait(3 * SECONDS) or not self.port:
             self.process.kill()
             raise RuntimeError("the cacheproxy did not start:\n" + "\n".join(self._lines))
 
