@@ -39,12 +39,25 @@ if TYPE_CHECKING:
 
 __all__ = ["LeaseEntry", "Leases", "key_of"]
 
-#: In place of a holder's id: nobody may have it.
+#: In place of a holder's id, once a lease has ended unwritten: those who wait are being sent one
+#: after the other; whoever waits already may follow. Nobody else may have it.
 _COOL: Final = b"cool"
+_LEFT: Final = b"left"
+#: ARGV: id, milliseconds, whether who asks has waited before. What is in the lock now, or that it
+#: was inherited.
+_LOCK: Final = (
+    b"local id = redis.call('get',KEYS[1]) "
+    b"if not id or (id=='left' and ARGV[3]=='1') then "
+    b"redis.call('set',KEYS[1],ARGV[1],'px',ARGV[2]) return id and 'inherited' or ARGV[1] end "
+    b"return id"
+)
+_EXTEND: Final = (
+    b"if redis.call('get',KEYS[1])==ARGV[1] then redis.call('pexpire',KEYS[1],ARGV[2]) end"
+)
 #: Milliseconds that a lock outlives its lease, so that whoever loads and is in time finds it.
 _MARGIN: Final = 1000
 _UNLOCK: Final = b"if redis.call('get',KEYS[1])==ARGV[1] then redis.call('del',KEYS[1]) end"
-_SET_COOL: Final = (
+_MARK: Final = (
     b"local id = redis.call('get',KEYS[1]) if not id or id==ARGV[1] then "
     b"redis.call('set',KEYS[1],ARGV[2],'px',ARGV[3]) end"
 )
@@ -143,25 +156,25 @@ class LeaseEntry:
     def lock(self, ttl: float) -> None:
         self.id = mine = self.leases.new_id()
         milliseconds = int(ttl * 1000) + _MARGIN
-        request = encode_command([b"SET", self.name, mine, b"NX", b"PX", milliseconds])
-        request += encode_command([b"GET", self.name])
-        self._send(request, 2, lambda data: self._locked(mine, data))
+        waited = 1 if self.lease.waited else 0
+        request = encode_command([b"EVAL", _LOCK, 1, self.name, mine, milliseconds, waited])
+        self._send(request, 1, lambda data: self._locked(mine, data))
 
     def _locked(self, mine: bytes, data: bytes) -> None:
         reader = hiredis.Reader()
         reader.feed(data)
-        answers = [reader.gets(), reader.gets()] if data else [hiredis.ReplyError("lost")]
-        if isinstance(answers[-1], hiredis.ReplyError) or isinstance(
-            answers[0], hiredis.ReplyError
-        ):
+        answer = reader.gets() if data else hiredis.ReplyError("lost")
+        if isinstance(answer, hiredis.ReplyError):
             lock = Lock.FAILED
             self.leases.lock_failures += 1
-        elif answers[-1] == mine:
+        elif answer == mine:
             lock = Lock.WON
+        elif answer == b"inherited":
+            lock = Lock.INHERITED
         else:
-            lock = Lock.COOLING if answers[-1] == _COOL else Lock.TAKEN
+            lock = Lock.COOLING if answer in (_COOL, _LEFT) else Lock.TAKEN
         if mine != self.id:  # the question was put again since
-            if lock is Lock.WON:
+            if lock in (Lock.WON, Lock.INHERITED):
                 self._tell(b"EVAL", _UNLOCK, 1, self.name, mine)
             return
         self.lease.locked(lock, monotonic())
@@ -170,10 +183,19 @@ class LeaseEntry:
     def unlock(self) -> None:
         self._tell(b"EVAL", _UNLOCK, 1, self.name, self.id)
 
+    def extend(self, ttl: float) -> None:
+        self._tell(b"EVAL", _EXTEND, 1, self.name, self.id, int(ttl * 1000) + _MARGIN)
+
+    def leave(self, ttl: float) -> None:
+        self._mark(_LEFT, ttl)
+
     def cool(self, ttl: float) -> None:
+        self._mark(_COOL, ttl)
+
+    def _mark(self, word: bytes, ttl: float) -> None:
         milliseconds = int(ttl * 1000) + _MARGIN
-        self._tell(b"EVAL", _SET_COOL, 1, self.name, self.id, _COOL, milliseconds)
-        self.id = _COOL
+        self._tell(b"EVAL", _MARK, 1, self.name, self.id, word, milliseconds)
+        self.id = word
 
     def grant(self, waiter: Reading, reply: bytes | None) -> None:
         partition: Partition = waiter.partition

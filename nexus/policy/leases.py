@@ -68,6 +68,8 @@ class Lock(Enum):
     """What came of asking for the lock."""
 
     WON = "won"
+    #: Won by one who waited, after a lease that had ended unwritten.
+    INHERITED = "inherited"
     TAKEN = "taken"
     #: Nobody may have it: the last lease ended unwritten.
     COOLING = "cooling"
@@ -110,6 +112,12 @@ class Port(Protocol):
 
     def unlock(self) -> None:
         """Give the lock back, if it is still ours."""
+
+    def extend(self, ttl: float) -> None:
+        """Keep the lock for another ``ttl``, if it is still ours."""
+
+    def leave(self, ttl: float) -> None:
+        """Let nobody have the lock for ``ttl`` but those elsewhere who wait already."""
 
     def cool(self, ttl: float) -> None:
         """Let nobody have the lock for ``ttl``, unless somebody else has it now."""
@@ -192,6 +200,11 @@ class Lease:
     def waiting(self) -> int:
         """How many wait."""
         return len(self._queue)
+
+    @property
+    def waited(self) -> bool:
+        """Whether the lock was asked for before by those who wait."""
+        return self._polls > 0
 
     @property
     def live(self) -> bool:
@@ -309,10 +322,12 @@ class Lease:
     def locked(self, lock: Lock, now: float) -> None:
         """The question for the lock is answered."""
         if self.state is not State.LOCKING:
-            if lock is Lock.WON:
+            if lock in (Lock.WON, Lock.INHERITED):
                 self.port.unlock()
             return
-        if lock is Lock.WON:
+        if lock is Lock.INHERITED:
+            self._cool_until = now + self.ttl
+        if lock in (Lock.WON, Lock.INHERITED):
             self._owner = True
             self._polls = 0
             early, self._early = self._early, None
@@ -325,6 +340,10 @@ class Lease:
             self._read()
             return
         self._let_early_go()
+        if lock is Lock.COOLING and self._polls and not self._changed:
+            # Another waiter elsewhere follows: who waits keeps its turn, nobody joins.
+            self._cool_until = now + self.ttl
+            lock = Lock.TAKEN
         if lock is Lock.TAKEN:
             if self._changed:
                 self._read()
@@ -351,6 +370,7 @@ class Lease:
             self._keeps = True
             self._read()
             return
+        self._polls = 0
         if self.state is State.HELD:
             self._written(now)
             self._unlock()
@@ -377,17 +397,18 @@ class Lease:
         if self.state is State.HELD and self.expires <= now:
             self.counts.expired += 1
             self.holder = None
-            self._cool(now)
             if self._queue:
+                self._cool_until = now + self.ttl
+                self.port.cool(self.ttl)
                 self.counts.handed_over += 1
                 self._read()
             else:
-                self._owner = False  # that nobody has it must stand
-                self._end()
+                self._leave(now)
         elif self.state is State.ELSEWHERE and self._poll <= now:
             if self._queue:
                 self._lock()
             else:
+                self._polls = 0
                 self.state = State.IDLE
 
     # -- inside
@@ -434,20 +455,22 @@ class Lease:
     def _hand_over(self, now: float) -> None:
         """The holder is no more. The lock may have ended meanwhile, so it is asked for anew."""
         if not self._queue:
-            self._cool(now)
-            self._owner = False  # that nobody has it must stand
-            self._end()
+            self._leave(now)
             return
         self.counts.handed_over += 1
         if now < self._cool_until:
-            self._read()  # nobody else may have it
+            self.port.extend(self.ttl)  # nobody else may have it
+            self._read()
         else:
             self._unlock()
             self._lock()
 
-    def _cool(self, now: float) -> None:
+    def _leave(self, now: float) -> None:
+        """It ended unwritten, and nobody waits here."""
         self._cool_until = now + self.ttl
-        self.port.cool(self.ttl)
+        self.port.leave(self.ttl)
+        self._owner = False  # what was left must stand
+        self._end()
 
     def _unlock(self) -> None:
         self.holder = None
@@ -460,6 +483,7 @@ class Lease:
     def _end(self) -> None:
         self._unlock()
         self._keeps = False
+        self._polls = 0
         self.state = State.IDLE
 
     def _let_early_go(self) -> None:

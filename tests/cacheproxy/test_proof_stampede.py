@@ -193,7 +193,7 @@ def test_a_key_that_nobody_loads_costs_nobody(leased: Proxy, direct: redis.Redis
             assert second.ask("GET", KEY) == NIL
             assert third.ask("GET", KEY) == NIL
         assert time.monotonic() - began < WAIT * 0.8
-    assert direct.get(f"nexus:lease:{KEY}") == b"cool"
+    assert direct.get(f"nexus:lease:{KEY}") == b"left"
 
 
 def test_keys_without_a_lease_are_as_ever(leased: Proxy, direct: redis.Redis):
@@ -256,6 +256,25 @@ def test_values_that_are_not_kept_can_stand_in_too(leased: Proxy, direct: redis.
         assert second.ask("GET", "passing:old") == b"$3\r\nold\r\n"
         assert first.ask("GET", "passing:list") == NIL
         assert second.ask("GET", "passing:list") == NIL  # an error never stands in
+
+
+def test_those_who_wait_at_another_proxy_follow_one_by_one(
+    leased: Proxy, proxy_factory: Callable[..., Proxy], redis_server: object, direct: redis.Redis,
+    tmp_path: Path,
+):  # fmt: skip
+    """The holder's own worker may have nobody who waits."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY.replace("lease_wait_ms: 600", "lease_wait_ms: 60000"))
+    other = proxy_factory(redis_server.url, "--policy", str(policy))  # type: ignore[attr-defined]
+    first = holder(leased)
+    with waiter(other) as second, waiter(other) as third:
+        first.close()
+        assert second.reply() == NIL
+        assert third.silent(0.1)
+        with other.raw() as late:
+            assert late.ask("GET", KEY) == NIL  # the lease ended unwritten: nobody joins
+        assert second.ask("SET", KEY, "v") == b"+OK\r\n"
+        assert third.reply() == b"$1\r\nv\r\n"
 
 
 def test_a_lock_that_somebody_else_took_meanwhile_is_left_alone(leased: Proxy, direct: redis.Redis):

@@ -46,6 +46,12 @@ class FakePort:
     def unlock(self) -> None:
         self.asked.append("unlock")
 
+    def extend(self, ttl: float) -> None:
+        self.asked.append("extend")
+
+    def leave(self, ttl: float) -> None:
+        self.asked.append("leave")
+
     def cool(self, ttl: float) -> None:
         self.asked.append("cool")
 
@@ -147,7 +153,7 @@ def test_a_holder_that_is_gone_with_nobody_waiting_ends_it():
     lease.gone("b", 0.4)
     lease.gone("c", 0.4)
     lease.gone("a", 0.4)
-    assert port.take() == ["cool"]
+    assert port.take() == ["leave"]
     assert not lease.arrive("d", 0.5)
     assert lease.arrive("e", 0.4 + TTL)
 
@@ -177,7 +183,7 @@ def test_a_key_that_nobody_loads_costs_nobody():
     assert port.take() == []
     assert not lease.arrive("f", 15.0)
     lease.tick(20.4)
-    assert port.take() == ["cool"]
+    assert port.take() == ["leave"]
     assert lease.counts.expired == 2
     assert lease.state is State.IDLE
     assert not lease.arrive("g", 25.0)
@@ -234,6 +240,30 @@ def test_a_lock_that_nobody_may_have_holds_nobody():
         lease.locked(lock, 0.0)
         assert port.of("release") == ["a"]
         assert not lease.arrive("b", 0.5)
+
+
+def test_those_who_waited_follow_a_holder_elsewhere_and_nobody_joins_them():
+    for second in (Lock.INHERITED, Lock.COOLING):
+        lease, port = make()
+        lease.arrive("a", 0.0)
+        lease.arrive("b", 0.0)
+        lease.found("nil", True, 0.0)
+        assert not lease.waited
+        lease.locked(Lock.TAKEN, 0.0)
+        lease.tick(0.05)
+        assert lease.waited
+        lease.locked(second, 0.06)
+        assert port.of("release") == []
+        assert not lease.arrive("c", 0.07)
+        if second is Lock.INHERITED:
+            lease.found("nil", True, 0.08)
+            assert port.of("grant") == ["a"]
+            port.take()
+            lease.gone("a", 0.1)
+            assert port.take() == ["extend", "read"]
+        else:
+            assert lease.state is State.ELSEWHERE
+            assert lease.waiting == 2
 
 
 def test_what_is_sent_behind_a_read_frees_it():
