@@ -29,10 +29,13 @@ cdef class Attempts(ServedRequest):
     cdef object _attempt(self)
     @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)
     cdef object _attempt_answered(self, int status)
+    @cython.locals(core=Core)
+    cdef object _set_apart(self)
     @cython.locals(server=Server, breaker=Breaker)
     cdef object _pick_usable(self, object balancer)
     cdef bint _may_repeat(self) except -1
-    cdef object _repeat(self)
+    @cython.locals(core=Core, now=cython.longlong)
+    cdef object _repeat(self, str reason)
     @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)
     cdef object _failed(self, object failure, str reason)
     cdef long long _retry_after(self, ResponseHead head) except -1

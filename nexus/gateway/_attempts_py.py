@@ -99,6 +99,8 @@ class Attempts(ServedRequest):
             else:
                 self.reject(503, "no_healthy_upstream", "No upstream is available.")
             return
+        if self.attempt:
+            self._set_apart()
         self.attempt += 1
         self.server = server
         self._tried.append(server)
@@ -112,6 +114,27 @@ class Attempts(ServedRequest):
         connection = pool.acquire(self)
         if connection is not None:
             self.on_connected(connection)
+
+    def _set_apart(self) -> None:
+        """Another attempt begins: what the span of the one before it needs, and new ids."""
+        core = self.core
+        if self._earlier is None:
+            self._earlier = []
+        self._earlier.append(
+            (
+                self.upstream_url,
+                self.upstream_status,
+                self.upstream_error,
+                self.upstream_started + core.wall_offset,
+                self.upstream_ns,
+                self.upstream_span_id,
+            )
+        )
+        self.upstream_status = 0
+        self.upstream_error = ""
+        self.upstream_ns = 0
+        if core.tracer is not None:
+            self._fields = core.tracer.renew(self, self._fields)
 
     def _pick_usable(self, balancer: Any) -> Any:
         """A server whose breaker lets this request through, with its permit; else ``None``.
@@ -172,7 +195,7 @@ class Attempts(ServedRequest):
         if state == SENT:
             if reason == "closed" or reason == "reset":
                 if connection.raced() and self._may_repeat():
-                    self._repeat()
+                    self._repeat(f"upstream_{reason}")
                     return
                 self._failed(Failure.RESET, f"upstream_{reason}")
             else:
@@ -194,14 +217,19 @@ class Attempts(ServedRequest):
             and (self.method in IDEMPOTENT or self._keyed)
         )
 
-    def _repeat(self) -> None:
+    def _repeat(self, reason: str) -> None:
         """A keep-alive race costs an attempt, but no delay, no budget, and nothing at the breaker.
 
         The upstream timed an idle connection out while the request was on its way (RFC 9112 §9.5
         wants clients to be ready for that at any time). So it goes out again, on a new connection.
         """
         core = self.core
+        now = monotonic_ns()
+        self.upstream_ns = now - self.upstream_started
+        self.upstream_error = reason
+        self._set_apart()
         self.attempt += 1
+        self.upstream_started = now
         core.count("nexus_upstream_keepalive_races_total", self.upstream_url)
         self._state = WAITING
         core.wheel.schedule(self, self._deadline_total)
@@ -234,6 +262,7 @@ class Attempts(ServedRequest):
         server = self.server
         self.upstream_ns = now - self.upstream_started
         self.upstream_status = 0
+        self.upstream_error = reason
         if core.counting:
             core.count_upstream(server, self.method, 0, self.upstream_ns / 1e6)
         if core.breakers and server.breaker.record_failure(now, self._permit):

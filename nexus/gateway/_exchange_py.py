@@ -190,7 +190,8 @@ class Exchange(Attempts):
         if status == 408 and self._idle_timeout(connection, head):
             self.connection = None
             connection.discard()
-            self._repeat()
+            self.upstream_status = status
+            self._repeat("upstream_idle_timeout")
             return
         self._attempt_answered(status)
         if status >= 500 and status in RETRIABLE_STATUS:

@@ -49,7 +49,9 @@ cdef class ServedRequest(ResponseSink):
     cdef readonly bint proxied
     cdef readonly bint wraps
     cdef readonly int upstream_status
+    cdef readonly str upstream_error
     cdef readonly str upstream_url
+    cdef list _earlier
     cdef readonly long long upstream_started
     cdef readonly long long upstream_ns
     cdef readonly str retry_skipped

@@ -87,7 +87,11 @@ class ServedRequest(ResponseSink):
         self.proxied = False
         self.wraps = False
         self.upstream_status = 0
+        #: Reason code of an attempt that gave no response.
+        self.upstream_error = ""
         self.upstream_url = ""
+        #: The attempts before this one; see ``RequestRecord.earlier``.
+        self._earlier: list[Any] | None = None
         self.host = b""
         #: Field lines that every response of this request gets (CORS).
         self.shared = b""
@@ -373,7 +377,11 @@ class ServedRequest(ResponseSink):
             record.upstream_status = self.upstream_status
             record.upstream_start_ns = self.upstream_started + self.core.wall_offset
             record.upstream_ns = self.upstream_ns
+            if not self.upstream_ns and self.attempt:  # cut short: it lasted until now
+                record.upstream_ns = self.started + duration - self.upstream_started
+            record.upstream_error = self.upstream_error
             record.attempts = self.attempt
+            record.earlier = self._earlier
         record.trace_id = self.trace_id
         record.span_id = self.span_id
         record.parent_span_id = self.parent_span_id

@@ -15,5 +15,7 @@ cdef class Tracer:
     cdef bint _sampled(self, str trace_id, object parent) except -1
     @cython.locals(span_id=str)
     cpdef bytes outgoing(self, ServedRequest request)
+    @cython.locals(span_id=str)
+    cpdef bytes renew(self, ServedRequest request, bytes fields)
     @cython.locals(at=Py_ssize_t)
     cdef str _draw(self, Py_ssize_t digits)

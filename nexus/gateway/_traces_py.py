@@ -82,6 +82,17 @@ class Tracer:
             return b"traceparent: " + parent + b"\r\ntracestate: " + request.tracestate + b"\r\n"
         return b"traceparent: " + parent + b"\r\n"
 
+    def renew(self, request: ServedRequest, fields: bytes) -> bytes:
+        """``fields`` of another attempt: a span of its own, by which its upstream knows it."""
+        if not self._recording:
+            return fields
+        before = format_traceparent(request.trace_id, request.upstream_span_id, request.sampled)
+        span_id = request.upstream_span_id = self._draw(16)
+        # Nobody outside knew that id, so it stands in our own field alone.
+        return fields.replace(
+            before, format_traceparent(request.trace_id, span_id, request.sampled)
+        )
+
     def _draw(self, digits: int) -> str:
         """So many lower-case hex digits. All of them zero, which W3C calls invalid, is one draw in
         2⁶⁴ or fewer, and then an upstream begins a trace of its own."""

@@ -290,6 +290,8 @@ class Gateway:
 
     async def reload(self, settings: GatewaySettings) -> None:
         """Apply new settings without dropping a connection; raises before anything changed."""
+        if self._access_log is not None:
+            self._access_log.reopen()  # it may have been rotated, whatever the settings are
         validate(settings)
         services = ServicesFile(settings.services_file)
         entries = services.read()
@@ -415,8 +417,6 @@ class Gateway:
             settings.tracing,
             settings.kafka,
         ):
-            if self._access_log is not None:
-                self._access_log.reopen()  # log rotation
             return
         recorder, producer = self._core.recorder, self._producer
         await self._start_recorder(settings)

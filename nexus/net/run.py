@@ -46,8 +46,10 @@ def main(spec: ServiceSpec[S, Any], argv: Sequence[str] | None = None) -> int:
     if arguments.check:
         print(dump(settings), end="")
         return 0
-    logs.configure(settings.log.level, settings.log.format, spec.name)
     try:
+        logs.configure(
+            settings.log.level, settings.log.format, spec.name, path=settings.log.path
+        )
         return Supervisor(spec, settings, read).run()
     except (ListenError, BackendError, ConfigError) as error:
         print(f"nexus {spec.name}: {error}", file=sys.stderr)

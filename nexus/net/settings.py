@@ -32,7 +32,7 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
 class LogSettings(Settings, frozen=True):
-    """Application log of a service, on standard error."""
+    """Application log of a service."""
 
     level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least severity written")
@@ -41,6 +41,13 @@ class LogSettings(Settings, frozen=True):
         Literal["json", "human", "auto"],
         Meta(description="`auto`: human on a terminal, JSON lines elsewhere"),
     ] = "auto"
+    path: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="`-` is standard error; a file is opened anew on SIGHUP (log rotation)",
+        ),
+    ] = "-"
 
 
 class RedisSettings(Settings, frozen=True):

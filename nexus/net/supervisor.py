@@ -261,7 +261,13 @@ class Supervisor(Generic[S]):
                 for listener in other.listeners:
                     listener.close()
         settings = self._settings
-        logs.configure(settings.log.level, settings.log.format, self._spec.name, worker=slot.index)
+        try:
+            self._configure_logs(slot.index)
+        except ConfigError as error:  # what was open is gone; standard error is there
+            logs.configure(
+                settings.log.level, settings.log.format, self._spec.name, worker=slot.index
+            )
+            log.error("no log file: %s", error)  # noqa: TRY400
         metrics = self._registry.open(slot.index)
         logs.count_drops(metrics)
         states, index, pid = self._states, slot.index, os.getpid()
@@ -312,19 +318,38 @@ class Supervisor(Generic[S]):
     # -- reload --------------------------------------------------------------------------------
 
     def _reload(self) -> None:
+        # First of all, and in the workers also where the settings are no good: who has rotated the
+        # logs sends the same signal.
+        logs.reopen()
+        if self._read_anew():
+            log.info("configuration reloaded")
+        self._hand_out()
+
+    def _read_anew(self) -> bool:
+        """Whether there are new settings, or the same ones, and they are good."""
+        before = self._settings
         try:
             fresh = self._load_settings()
+            self._settings, changed = keep_restart_only(before, fresh)
+            self._configure_logs(None)
         except ConfigError as error:
             log.error("configuration not reloaded, keeping the last good one: %s", error)  # noqa: TRY400
-            return
         except Exception:
             # A reload must never end the service, whatever it stumbles over.
             log.exception("configuration not reloaded, keeping the last good one")
-            return
-        self._settings, changed = keep_restart_only(self._settings, fresh)
-        if changed:
-            log.warning("a reload cannot change %s: restart for that", ", ".join(changed))
-        logs.configure(self._settings.log.level, self._settings.log.format, self._spec.name)
+        else:
+            if changed:
+                log.warning("a reload cannot change %s: restart for that", ", ".join(changed))
+            return True
+        self._settings = before
+        return False
+
+    def _configure_logs(self, worker: int | None) -> None:
+        given = self._settings.log
+        logs.configure(given.level, given.format, self._spec.name, worker=worker, path=given.path)
+
+    def _hand_out(self) -> None:
+        """The settings to every worker."""
         message = msgspec.msgpack.encode(self._settings)
         for slot in self._slots:
             if slot.pid and slot.control is not None:
@@ -334,4 +359,3 @@ class Supervisor(Generic[S]):
                     log.warning("worker %d is behind on reloads; this one is skipped", slot.index)
                 except OSError as error:
                     log.warning("worker %d cannot be told to reload: %s", slot.index, error)
-        log.info("configuration reloaded")

@@ -128,6 +128,8 @@ class _Worker:
     async def _reload_forever(self, app: ServiceApp[Any]) -> None:
         while True:
             message = await self._reloads.get()
+            # Whatever becomes of the settings: who has rotated the logs sends the same signal.
+            logs.reopen()
             try:
                 settings = msgspec.msgpack.decode(message, type=self._spec.settings)
                 await app.reload(settings)
@@ -142,7 +144,11 @@ class _Worker:
         context = self._context
         log_settings = settings.log
         logs.configure(
-            log_settings.level, log_settings.format, context.service, worker=context.index
+            log_settings.level,
+            log_settings.format,
+            context.service,
+            worker=context.index,
+            path=log_settings.path,
         )
         logs.count_drops(context.metrics)
 

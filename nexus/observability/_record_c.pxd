@@ -13,6 +13,7 @@ cdef class RequestRecord:
     cdef public str client_id
     cdef public bytes correlation_id
     cdef public long long duration_ns
+    cdef public list earlier
     cdef public bytes host
     cdef public bytes inbound_request_id
     cdef public str ip
@@ -32,6 +33,7 @@ cdef class RequestRecord:
     cdef public str trace_id
     cdef public bytes tracestate
     cdef public str upstream
+    cdef public str upstream_error
     cdef public long long upstream_ns
     cdef public str upstream_span_id
     cdef public long long upstream_start_ns

@@ -29,6 +29,7 @@ class RequestRecord:
         "client_id",
         "correlation_id",
         "duration_ns",
+        "earlier",
         "host",
         "inbound_request_id",
         "ip",
@@ -48,6 +49,7 @@ class RequestRecord:
         "trace_id",
         "tracestate",
         "upstream",
+        "upstream_error",
         "upstream_ns",
         "upstream_span_id",
         "upstream_start_ns",
@@ -92,7 +94,12 @@ class RequestRecord:
         #: Wall clock at the start of the last attempt, and its duration to the response head.
         self.upstream_start_ns = 0
         self.upstream_ns = 0
+        #: Reason code of a last attempt that gave no response; else ``""``.
+        self.upstream_error = ""
         self.attempts = 0
+        #: The attempts before the last, in order, or ``None``: (upstream URL, status or 0, reason
+        #: code, wall clock at the start, duration, span id); times in nanoseconds.
+        self.earlier: list[tuple[str, int, str, int, int, str]] | None = None
         #: Why a failure was not retried (``not_idempotent``, ``budget``, …); else ``""``.
         self.retry_skipped = ""
         #: Lower-case hex: 32 digits; 16 digits each; ``parent_span_id`` is ``""`` at a root.

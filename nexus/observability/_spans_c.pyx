@@ -65,8 +65,8 @@ cdef class SpanEncoder:
             _unhex(record.trace_id or new_trace_id(), ids, 16)
             _unhex(record.span_id or new_span_id(), ids + 16, 8)
             self._server(record, ids)
-            if record.proxied:
-                self._client(record, ids)
+            if record.proxied and record.attempts:
+                self._clients(record, ids)
         cdef bytes encoded = taken(out)
         # ExportTraceServiceRequest.resource_spans 1 { resource 1, scope_spans 2 { scope 1, spans 2 } }
         spans = PyBytes_GET_SIZE(scope) + PyBytes_GET_SIZE(encoded)
@@ -130,30 +130,57 @@ cdef class SpanEncoder:
         _end(out, error, flags | (_SAMPLED if record.sampled else 0))
         return self._add()
 
-    cdef int _client(self, RequestRecord record, char *ids) except -1:
+    cdef int _clients(self, RequestRecord record, char *ids) except -1:
+        cdef int resent = 0
+        if record.earlier is not None:
+            for upstream, status, reason, start, duration, span_id in record.earlier:
+                self._client(record, ids, resent, upstream, status, reason, start, duration, span_id)
+                resent += 1
+        return self._client(
+            record,
+            ids,
+            resent,
+            record.upstream,
+            record.upstream_status,
+            record.upstream_error or record.reason,
+            record.upstream_start_ns or record.started_ns,
+            record.upstream_ns,
+            record.upstream_span_id,
+        )
+
+    cdef int _client(
+        self,
+        RequestRecord record,
+        char *ids,
+        int resent,
+        str upstream,
+        long long status,
+        str reason,
+        long long start,
+        long long duration,
+        str span_id,
+    ) except -1:
         cdef Out *out = &self._body
-        cdef long long status = record.upstream_status
         cdef bint error = status >= 400 or status == 0
-        cdef long long start = record.upstream_start_ns or record.started_ns
         cdef char own[8]
         cdef str method = record.method.decode("latin-1")
         cdef str target = redact_target(record.upstream_target or record.target, _MAX_URL_CHARS)
-        cdef str url = record.upstream
+        cdef str url = upstream
         cdef str host, service
         cdef int port
         if target.startswith("/"):
             url = url.rstrip("/") + target
-        peer = self._peers.get(record.upstream)
+        peer = self._peers.get(upstream)
         if peer is None:
-            host, port = peer_of(record.upstream)
-            peer = self._peers[record.upstream] = (host, port, f"{host}:{port}" if port else host)
+            host, port = peer_of(upstream)
+            peer = self._peers[upstream] = (host, port, f"{host}:{port}" if port else host)
         host, port, service = peer
-        _unhex(record.upstream_span_id or new_span_id(), own, 8)
+        _unhex(span_id or new_span_id(), own, 8)
         _begin(out, ids, own, record.tracestate)
         put(out, b"\x22\x08", 2)
         put(out, ids + 16, 8)
         put(out, b"\x2a\x0eupstream.proxy", 16)
-        _times(out, 3, start, start + record.upstream_ns)
+        _times(out, 3, start, start + duration)
         _text(out, b"peer.service", service)
         if self._old:
             _text(out, b"http.method", method)
@@ -167,10 +194,10 @@ cdef class SpanEncoder:
             _integer(out, b"server.port", port)
             if status:
                 _integer(out, b"http.response.status_code", status)
-            if record.attempts > 1:
-                _integer(out, b"http.request.resend_count", record.attempts - 1)
+            if resent:
+                _integer(out, b"http.request.resend_count", resent)
             if error:
-                _text(out, b"error.type", (str(status) if status else record.reason) or "_OTHER")
+                _text(out, b"error.type", (str(status) if status else reason) or "_OTHER")
         _end(out, error, _HAS_IS_REMOTE | (_SAMPLED if record.sampled else 0))
         return self._add()
 

@@ -1,4 +1,7 @@
-"""Records → spans in OTLP's protobuf: a SERVER span for each, a CLIENT span where it was proxied.
+"""Records → spans in OTLP's protobuf: a SERVER span for each, a CLIENT span for each attempt.
+
+A request that met no upstream has no CLIENT span; one that was retried has several, each with the id
+that its upstream got.
 
 Attribute names follow the contract (OpenTelemetry's names before HTTP became stable); the stable
 ones replace or join them by ``OTEL_SEMCONV_STABILITY_OPT_IN`` (``http``, ``http/dup``), see
@@ -63,8 +66,8 @@ class SpanEncoder:
             trace_id = bytes.fromhex(record.trace_id or new_trace_id())
             span_id = bytes.fromhex(record.span_id or new_span_id())
             spans.append(self._server(record, trace_id, span_id))
-            if record.proxied:
-                spans.append(self._client(record, trace_id, span_id))
+            if record.proxied and record.attempts:
+                spans += self._clients(record, trace_id, span_id)
         scope_spans = delimited(b"\x12", b"".join(spans))
         return delimited(b"\x0a", self._resource + scope_spans)
 
@@ -129,36 +132,69 @@ class SpanEncoder:
             out.append(integer("nexus.attempts", record.attempts))
         return out
 
-    def _client(self, record: RequestRecord, trace_id: bytes, parent_id: bytes) -> bytes:
-        status = record.upstream_status
+    def _clients(
+        self, record: RequestRecord, trace_id: bytes, parent_id: bytes
+    ) -> Iterable[bytes]:
+        resent = 0
+        for attempt in record.earlier or ():
+            yield self._client(record, trace_id, parent_id, resent, *attempt)
+            resent += 1
+        yield self._client(
+            record,
+            trace_id,
+            parent_id,
+            resent,
+            record.upstream,
+            record.upstream_status,
+            record.upstream_error or record.reason,
+            record.upstream_start_ns or record.started_ns,
+            record.upstream_ns,
+            record.upstream_span_id,
+        )
+
+    def _client(
+        self,
+        record: RequestRecord,
+        trace_id: bytes,
+        parent_id: bytes,
+        resent: int,
+        upstream: str,
+        status: int,
+        reason: str,
+        start: int,
+        duration: int,
+        span_id: str,
+    ) -> bytes:
+        """The span of one attempt; ``resent``: how many came before it."""
         error = status >= 400 or status == 0
-        start = record.upstream_start_ns or record.started_ns
         return span(
             trace_id=trace_id,
-            span_id=bytes.fromhex(record.upstream_span_id or new_span_id()),
+            span_id=bytes.fromhex(span_id or new_span_id()),
             parent_id=parent_id,
             tracestate=record.tracestate.decode("latin-1"),
             flags=_HAS_IS_REMOTE | (_SAMPLED if record.sampled else 0),
             name="upstream.proxy",
             kind=KIND_CLIENT,
             start_ns=start,
-            end_ns=start + record.upstream_ns,
-            attributes=self._client_attributes(record, error),
+            end_ns=start + duration,
+            attributes=self._client_attributes(record, upstream, status, reason, resent),
             error=error,
         )
 
-    def _client_attributes(self, record: RequestRecord, error: bool) -> _Attributes:
-        host, port = self._peer(record.upstream)
+    def _client_attributes(
+        self, record: RequestRecord, upstream: str, status: int, reason: str, resent: int
+    ) -> _Attributes:
+        host, port = self._peer(upstream)
         target = redact_target(record.upstream_target or record.target, _MAX_URL_CHARS)
-        url = record.upstream.rstrip("/") + target if target.startswith("/") else record.upstream
+        url = upstream.rstrip("/") + target if target.startswith("/") else upstream
         out = [recurring("peer.service", f"{host}:{port}" if port else host)]
         if self._old:
             out += [
                 recurring("http.method", record.method.decode("latin-1")),
                 text("http.url", url),
             ]
-            if record.upstream_status:
-                out.append(integer("http.status_code", record.upstream_status))
+            if status:
+                out.append(integer("http.status_code", status))
         if self._new:
             out += [
                 *_method(record.method),
@@ -166,12 +202,12 @@ class SpanEncoder:
                 recurring("server.address", host),
                 integer("server.port", port),
             ]
-            if record.upstream_status:
-                out.append(integer("http.response.status_code", record.upstream_status))
-            if record.attempts > 1:
-                out.append(integer("http.request.resend_count", record.attempts - 1))
-            if error:
-                kind = str(record.upstream_status) if record.upstream_status else record.reason
+            if status:
+                out.append(integer("http.response.status_code", status))
+            if resent:
+                out.append(integer("http.request.resend_count", resent))
+            if not status or status >= 400:
+                kind = str(status) if status else reason
                 out.append(recurring("error.type", kind or "_OTHER"))
         return out
 

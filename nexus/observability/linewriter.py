@@ -95,9 +95,19 @@ class LineWriter:
         return taken
 
     def reopen(self) -> None:
-        """Open the path anew before the next write: after a log rotation. No effect on an fd."""
+        """Open the path anew, before the next line: after a log rotation. No effect on an fd.
+
+        The writer's thread does it, at once, so that a file which was deleted is let go of although
+        nothing more is written.
+        """
         with self._lock:
-            self._reopen = self._path is not None
+            if self._path is None or self._closed:
+                return
+            self._reopen = True
+            if self._thread is None:
+                self._start()
+            else:
+                self._wake.notify()
 
     def flush(self, seconds: float = 1.0) -> bool:
         """Wait until everything is written, for at most ``seconds``; whether it was."""
@@ -142,15 +152,15 @@ class LineWriter:
         limit = _chunk_limit(self._fd)
         while True:
             with self._lock:
-                while not self._lines:
+                while not self._lines and not self._reopen:
                     self._writing = False
                     self._idle.notify_all()
                     if self._closed:
                         return
                     self._wake.wait()
                 self._writing = True
-                chunk = self._take(limit)
                 reopen, self._reopen = self._reopen, False
+                chunk = self._take(limit) if self._lines else b""
             if reopen and self._path is not None:
                 self._open_anew(self._path)
             try:

@@ -8,8 +8,9 @@ Code logs with ``logging.getLogger("nexus.x").info("text", extra={"field": value
      "upstream": "http://127.0.0.1:3001", "trace_id": "…", "span_id": "…"}
 
 One schema for these and for the access log. Secrets are redacted by key and by pattern; an
-exception becomes the field ``error`` (type, message, stack). Lines go to standard error through a
-:class:`~nexus.observability.linewriter.LineWriter`, so that logging never blocks the event loop.
+exception becomes the field ``error`` (type, message, stack). Lines go to standard error, or to a
+file, through a :class:`~nexus.observability.linewriter.LineWriter`, so that logging never blocks
+the event loop.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any, Final
 import msgspec
 
 from nexus import clock
+from nexus.errors import ConfigError
 from nexus.observability.linewriter import LineWriter
 from nexus.observability.redaction import redact_fields, redact_text
 from nexus.observability.registry import LocalMetrics
@@ -61,6 +63,8 @@ class _State:
 
     writer: LineWriter | None = None
     handler: logging.Handler | None = None
+    #: What it was configured with.
+    options: tuple[object, ...] = ()
     #: Fields that every line gets besides its own.
     fields: Callable[[], Mapping[str, Any]] | None = None
 
@@ -77,18 +81,34 @@ def configure(
     service: str,
     *,
     worker: int | None = None,
+    path: str = "-",
     fd: int = 2,
 ) -> None:
-    """Send every logger of this process to ``fd``.
+    """Send every logger of this process to the file ``path``, or to ``fd`` where that is ``-``.
 
     ``level``: debug, info, warning or error. ``format``: json, human, or auto (human on a
     terminal, JSON elsewhere). ``worker``: index of the worker slot; ``None`` in a supervisor.
-    May be called again, by a worker after the fork or on reload.
+    May be called again, by a worker after the fork or on reload; nothing happens where nothing has
+    changed.
+
+    Raises ``ConfigError`` when the file cannot be opened; everything is as it was then.
     """
+    options = (level, format, service, worker, path, fd, os.getpid())
+    if _State.writer is not None and _State.options == options:
+        return
+    try:
+        writer = LineWriter(fd=fd) if path == "-" else LineWriter(path=path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be opened: {error.strerror}", source=path, path="log.path"
+        ) from None
     unconfigure()
-    _State.writer = LineWriter(fd=fd)
+    _State.writer = writer
+    _State.options = options
+    if path != "-":
+        fd = -1
     formatter: logging.Formatter
-    if format == "human" or (format == "auto" and os.isatty(fd)):
+    if format == "human" or (format == "auto" and fd >= 0 and os.isatty(fd)):
         formatter = HumanFormatter(service, worker, colour=_wants_colour(fd))
     else:
         formatter = JsonFormatter(service, worker)
@@ -134,7 +154,7 @@ def flush(seconds: float = 1.0) -> None:
 
 
 def reopen() -> None:
-    """Open a log file anew (after rotation); a descriptor that was inherited stays."""
+    """Open the log file anew, for it may have been rotated; standard error stays."""
     if _State.writer is not None:
         _State.writer.reopen()
 
@@ -277,7 +297,7 @@ def _wants_colour(fd: int) -> bool:
     """Colour on a terminal; ``NO_COLOR`` and ``FORCE_COLOR`` (any value) decide otherwise."""
     if os.environ.get("NO_COLOR"):
         return False
-    return bool(os.environ.get("FORCE_COLOR")) or os.isatty(fd)
+    return bool(os.environ.get("FORCE_COLOR")) or (fd >= 0 and os.isatty(fd))
 
 
 def _at_exit() -> None:

@@ -24,7 +24,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from nexus._version import __version__
 from nexus.errors import ConfigError
 
-__all__ = ["ExportOptions", "ExportResult", "OtlpClient", "TracingConfig", "resolve"]
+__all__ = ["EXPORTS", "ExportOptions", "ExportResult", "OtlpClient", "TracingConfig", "resolve"]
+
+#: Batches of one worker that are on their way to the collector at once, at most.
+EXPORTS: Final = 4
 
 _RETRYABLE: Final = frozenset((429, 502, 503, 504))
 
@@ -168,7 +171,7 @@ class OtlpClient:
                 "User-Agent": f"nexus/{__version__}",
                 **options.headers,
             },
-            connector=aiohttp.TCPConnector(limit=1),
+            connector=aiohttp.TCPConnector(limit=EXPORTS),
             auto_decompress=True,
         )
 

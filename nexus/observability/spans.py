@@ -16,5 +16,8 @@ __all__ = ["SpanEncoder", "span_count"]
 
 
 def span_count(record: RequestRecord) -> int:
-    """How many spans ``record`` makes."""
-    return 2 if record.proxied else 1
+    """How many spans ``record`` makes: its own, and one for each attempt at an upstream."""
+    if not record.proxied or not record.attempts:
+        return 1
+    earlier = record.earlier
+    return 2 if earlier is None else 2 + len(earlier)

@@ -2,13 +2,17 @@
 
 ::
 
-    recorder ── batch of records ──► SpanSink.consume ──► queue (2048 spans) ──► task
+    recorder ── batch of records ──► SpanSink.consume ──► queue (2048 spans) ──► tasks
                                      keeps sampled ones,                          every 500 ms or
                                      errors, slow ones                            512 spans: encode,
                                                                                   POST, retry
 
-Everything here runs behind the recorder, off the request path. Every span that is made is accounted
-for: ``nexus_trace_spans_total`` = exported + dropped (by reason) + queued.
+Everything here runs behind the recorder, off the request path. Up to four batches are on their way
+at once: what one can carry is 512 spans in the time of one exchange with the collector, which on a
+busy loop, or to a collector that is far away, is too few (OTLP asks for concurrent requests there:
+https://opentelemetry.io/docs/specs/otlp/#otlpgrpc-concurrent-requests, and the same over HTTP).
+Every span that is made is accounted for: ``nexus_trace_spans_total`` = exported + dropped (by
+reason) + queued + on their way.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
-from nexus.observability.otlp import ExportResult, OtlpClient, TracingConfig, resolve
+from nexus._speedups import BACKEND
+from nexus.observability.otlp import EXPORTS, ExportResult, OtlpClient, TracingConfig, resolve
 from nexus.observability.record import RequestRecord
 from nexus.observability.registry import LocalMetrics
 from nexus.observability.spans import SpanEncoder, span_count
@@ -45,7 +50,7 @@ __all__ = [
 ]
 
 #: Records encoded in one turn of the loop, about a millisecond.
-_ENCODE_RECORDS: Final = 32
+_ENCODE_RECORDS: Final = 32 if BACKEND == "pure" else 256
 
 #: Unsampled requests that took longer are traced all the same; nanoseconds.
 SLOW_NS: Final = 1_000_000_000
@@ -80,6 +85,8 @@ class SpanSink:
         self._wake: Final = asyncio.Event()
         self._stopping: Final = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        #: Batches on their way, and how many spans are in each.
+        self._sending: Final[dict[asyncio.Task[None], int]] = {}
         self._reachable = True
         self._lost_since = 0
         self._made: Final = metrics.counter("nexus_trace_spans_total")
@@ -140,11 +147,30 @@ class SpanSink:
         try:
             while not (self._stopping.is_set() and not self._queue):
                 await self._gather()
+                while len(self._sending) >= EXPORTS:
+                    await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
                 records, spans = self._take()
-                if spans:
-                    await self._export(client, records, spans)
+                if records:
+                    task = asyncio.create_task(self._export(client, records, spans))
+                    self._sending[task] = spans
+                    task.add_done_callback(self._sent)
+            if self._sending:
+                await asyncio.wait(self._sending)
         finally:
+            for task in self._sending:
+                task.cancel()
+            if self._sending:
+                await asyncio.wait(self._sending)
             await client.close()
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        """What was not settled by the export itself is lost, and counted."""
+        spans = self._sending.pop(task)
+        if task.cancelled():
+            self._drop("shutdown", spans)
+        elif task.exception() is not None:
+            self._drop("export_failed", spans)
+            log.error("span export died", exc_info=task.exception())
 
     async def _gather(self) -> None:
         """Wait for spans, then for a batch of them or the delay, whichever is first."""
@@ -161,12 +187,12 @@ class SpanSink:
                 return
 
     def _take(self) -> tuple[list[RequestRecord], int]:
-        """Records of at most one batch of spans, and how many spans they are."""
+        """Records of at most one batch of spans, one at least, and how many spans they are."""
         records: list[RequestRecord] = []
         spans = 0
         while self._queue:
             more = span_count(self._queue[0])
-            if spans + more > self._options.batch_spans:
+            if records and spans + more > self._options.batch_spans:
                 break
             records.append(self._queue.popleft())
             spans += more
@@ -174,15 +200,11 @@ class SpanSink:
         return records, spans
 
     async def _export(self, client: OtlpClient, records: list[RequestRecord], spans: int) -> None:
-        try:
-            body, encoded = await self._encode(records)
-            self._drop("encoding", spans - encoded)
-            spans = encoded
-            result = await client.send(body, self._stopping)
-        except asyncio.CancelledError:
-            self._drop("shutdown", spans)
-            raise
-        self._account(result, spans)
+        body, encoded = await self._encode(records)
+        result = await client.send(body, self._stopping)
+        # In one piece, or a task that is cancelled would be half accounted for.
+        self._drop("encoding", spans - encoded)
+        self._account(result, encoded)
 
     async def _encode(self, records: list[RequestRecord]) -> tuple[bytes, int]:
         """The batch, and how many spans are in it; a slice that cannot be encoded is left out."""

@@ -341,6 +341,71 @@ def test_variables_decide(start_gateway, upstream_a, environ, flags, spans):
     collector.close()
 
 
+@pytest.mark.parametrize("opt_in", ["", "http/dup"])
+def test_each_attempt_is_a_span_that_its_upstream_knows(
+    start_gateway, upstream_a, upstream_b, opt_in
+):
+    collector = Collector()
+    gateway = start_gateway(
+        [upstream_a.url, upstream_b.url],
+        {"OTEL_BSP_SCHEDULE_DELAY": "10", "OTEL_SEMCONV_STABILITY_OPT_IN": opt_in},
+        tracing={"enabled": True, "otlp_endpoint": collector.url},
+    )
+    path = f"/reset-a?{uuid.uuid4().hex}"
+    for _ in range(2):  # one of them, at least, meets a first
+        assert gateway.request(f"/api{path}", "GET", None, f"traceparent: {GOOD}").status == 200
+    mark = uuid.uuid4().hex
+    assert gateway.request(f"/api/reset?{mark}").status == 502
+    gateway.stop()  # which sends what it has
+    collector.close()
+
+    spans = [span for span in collector.spans if "/reset" in values(span)["http.url"]]
+    clients = [span for span in spans if span.name == "upstream.proxy"]
+    ids = {span.span_id.hex(): span for span in clients}
+    assert len(ids) == len(clients) >= 6, "each attempt has an id of its own"
+    told = [
+        (seen, FORM.fullmatch(seen.values("traceparent")[0]))
+        for upstream in (upstream_a, upstream_b)
+        for seen in upstream.seen
+        if path in seen.path or mark in seen.path
+    ]
+    assert {match[2] for _, match in told} == set(ids), "the ids that the upstreams got"
+    for seen, match in told:
+        span = ids[match[2]]
+        assert span.trace_id.hex() == match[1]
+        assert values(span)["http.url"].endswith(seen.path)
+        upstream = upstream_a if seen in upstream_a.seen else upstream_b
+        assert values(span)["peer.service"] == upstream.url.removeprefix("http://")
+
+    roots = [span for span in spans if span not in clients]
+    assert len(roots) == 3
+    for root in roots:
+        own = sorted(
+            (span for span in clients if span.parent_span_id == root.span_id),
+            key=lambda span: span.start_time_unix_nano,
+        )
+        said = [values(span) for span in own]
+        assert values(root).get("nexus.attempts", 1) == len(own)
+        assert all(  # one after the other, inside of the request
+            one.end_time_unix_nano <= two.start_time_unix_nano
+            for one, two in zip(own, own[1:], strict=False)
+        )
+        assert root.start_time_unix_nano <= own[0].start_time_unix_nano
+        assert own[-1].end_time_unix_nano <= root.end_time_unix_nano
+        failed = len(own) - 1 if values(root)["http.status_code"] == 200 else len(own)
+        assert [span.status.code for span in own] == [2] * failed + [0] * (len(own) - failed)
+        assert ["http.status_code" in one for one in said] == [False] * failed + [True] * (
+            len(own) - failed
+        )
+        if opt_in:
+            assert [one.get("http.request.resend_count", 0) for one in said] == list(
+                range(len(own))
+            )
+            assert [one.get("error.type") for one in said[:failed]] == ["upstream_closed"] * failed
+        else:
+            assert not any("http.request.resend_count" in one for one in said)
+
+
 def test_functions_of_the_worker_are_spans_too(start_gateway, upstream_a):
     collector = Collector()
     tracing = {"enabled": True, "otlp_endpoint": collector.url}

@@ -65,6 +65,19 @@ fields = st.fixed_dictionaries(
         "upstream_start_ns": st.integers(0, 2 * 10**18),
         "upstream_ns": nanoseconds,
         "attempts": st.integers(0, 10),
+        "upstream_error": text,
+        "earlier": st.none()
+        | st.lists(
+            st.tuples(
+                st.sampled_from(["http://h", "unix:///run/a", "http://h:1/"]),
+                st.sampled_from([0, 503]),
+                text,
+                st.integers(0, 2 * 10**18),
+                nanoseconds,
+                st.just("") | hexa(16),
+            ),
+            max_size=2,
+        ),
         "retry_skipped": text,
         "trace_id": hexa(32),
         "span_id": hexa(16),

@@ -19,6 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from nexus.errors import ConfigError
+from nexus.observability.otlp import EXPORTS
 from nexus.observability.record import RequestRecord
 from nexus.observability.spans import SpanEncoder
 from nexus.observability.tracing import SpanSink
@@ -209,10 +210,12 @@ async def test_failures_are_marked_and_kept_though_unsampled(collector, make_sin
             make_record(sampled=False, status=502, upstream_status=0, reason="bad_gateway"),
             make_record(sampled=False, duration_ns=1_500_000_000, trace_id="", span_id=""),
             make_record(sampled=True, status=429, proxied=False, reason="rate_limited"),
+            make_record(sampled=True, status=503, attempts=0, reason="no_healthy_upstream"),
         ]
     )
     await sink.stop(5)
-    failed, failed_client, slow, slow_client, limited = collector.spans
+    failed, failed_client, slow, slow_client, limited, without = collector.spans
+    assert without.kind == Span.SPAN_KIND_SERVER
     assert failed.status.code == failed_client.status.code == Status.STATUS_CODE_ERROR
     assert attributes(failed)["nexus.reason"] == "bad_gateway"
     assert "http.status_code" not in attributes(failed_client)
@@ -272,6 +275,47 @@ async def test_batches_are_bounded_and_all_arrive(collector, make_sink, make_rec
     await sink.stop(5)
     assert len(collector.spans) == 1800
     assert counts(metrics) == {"made": 1800, "exported": 1800}
+
+
+async def test_batches_go_side_by_side_up_to_a_bound(collector, make_sink, make_record, metrics):
+    collector.hang.clear()
+    sink = make_sink({"OTEL_BSP_SCHEDULE_DELAY": "60000"})
+    await sink.start()
+    for expected in range(1, 8):
+        sink.consume([make_record() for _ in range(256)])
+        await until(lambda n=expected: len(collector.requests) == min(n, EXPORTS))
+    assert len(collector.requests) == EXPORTS == 4  # three batches wait in the queue
+    collector.hang.set()
+    await until(lambda: len(collector.spans) == 7 * 512)
+    await sink.stop(5)
+    assert counts(metrics) == {"made": 3584, "exported": 3584}
+
+
+async def test_batches_that_hang_are_all_accounted_for(
+    collector, make_sink, make_record, metrics
+):
+    collector.hang.clear()
+    sink = make_sink()
+    await sink.start()
+    for expected in range(1, 4):
+        sink.consume([make_record() for _ in range(256)])
+        await until(lambda n=expected: len(collector.requests) == n)
+    sink.consume([make_record()])
+    await sink.stop(0.1)
+    assert counts(metrics) == {"made": 1538, "shutdown": 1538}
+
+
+async def test_a_request_with_more_attempts_than_a_batch_holds_goes_alone(
+    collector, make_sink, make_record, metrics
+):
+    sink = make_sink({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "2"})
+    await sink.start()
+    failed = ("http://127.0.0.1:3002", 0, "upstream_reset", 1, 2, "00000000000000aa")
+    sink.consume([make_record(), make_record(attempts=3, earlier=[failed, failed]), make_record()])
+    await until(lambda: len(collector.spans) == 8)
+    await sink.stop(5)
+    assert sorted(span.name for span in collector.spans).count("upstream.proxy") == 5
+    assert counts(metrics) == {"made": 8, "exported": 8}
 
 
 async def test_a_full_queue_drops_and_counts(collector, make_sink, make_record, metrics):
@@ -407,7 +451,8 @@ def test_what_is_written_is_what_opentelemetry_reads(route, length, wire, starte
     assert attributes(resource_spans.resource) == {"service.name": "x", "process.pid": 7}
     (scope_spans,) = resource_spans.scope_spans
     assert scope_spans.scope.name == "nexus.gateway"
-    server, client, _, _ = scope_spans.spans
+    assert len(scope_spans.spans) == (4 if attempts else 2)
+    server, client = scope_spans.spans[:2]
     # Nothing was written under a field number that the schema does not have, or twice.
     decoded.DiscardUnknownFields()
     assert decoded.ByteSize() == len(encoder.encode([record, record]))
@@ -418,6 +463,8 @@ def test_what_is_written_is_what_opentelemetry_reads(route, length, wire, starte
     assert found.get("nexus.attempts", 1) == max(attempts, 1)
     assert server.start_time_unix_nano == started_ns
     assert server.status.code == Status.STATUS_CODE_ERROR
+    if not attempts:  # it met no upstream
+        return
     assert client.parent_span_id == server.span_id
     assert attributes(client)["peer.service"] == "::1:8443"
     assert attributes(client)["http.url"].startswith("https://[::1]:8443/base/")
