@@ -63,6 +63,7 @@ COMPILED_MODULES: Final[tuple[str, ...]] = (
     "nexus.policy._breaker_c",
     "nexus.policy._budget_c",
     "nexus.policy._rules_c",
+    "nexus.tracing._call_c",
     "nexus.tracing._kernel_c",
 )
 

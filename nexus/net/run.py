@@ -47,9 +47,7 @@ def main(spec: ServiceSpec[S, Any], argv: Sequence[str] | None = None) -> int:
         print(dump(settings), end="")
         return 0
     try:
-        logs.configure(
-            settings.log.level, settings.log.format, spec.name, path=settings.log.path
-        )
+        logs.configure(settings.log.level, settings.log.format, spec.name, path=settings.log.path)
         return Supervisor(spec, settings, read).run()
     except (ListenError, BackendError, ConfigError) as error:
         print(f"nexus {spec.name}: {error}", file=sys.stderr)

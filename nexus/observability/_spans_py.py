@@ -1,7 +1,7 @@
 """Records → spans in OTLP's protobuf: a SERVER span for each, a CLIENT span for each attempt.
 
-A request that met no upstream has no CLIENT span; one that was retried has several, each with the id
-that its upstream got.
+A request that met no upstream has no CLIENT span; one that was retried has several, each with the
+id that its upstream got.
 
 Attribute names follow the contract (OpenTelemetry's names before HTTP became stable); the stable
 ones replace or join them by ``OTEL_SEMCONV_STABILITY_OPT_IN`` (``http``, ``http/dup``), see
@@ -132,9 +132,7 @@ class SpanEncoder:
             out.append(integer("nexus.attempts", record.attempts))
         return out
 
-    def _clients(
-        self, record: RequestRecord, trace_id: bytes, parent_id: bytes
-    ) -> Iterable[bytes]:
+    def _clients(self, record: RequestRecord, trace_id: bytes, parent_id: bytes) -> Iterable[bytes]:
         resent = 0
         for attempt in record.earlier or ():
             yield self._client(record, trace_id, parent_id, resent, *attempt)

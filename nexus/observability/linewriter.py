@@ -113,7 +113,7 @@ class LineWriter:
         """Wait until everything is written, for at most ``seconds``; whether it was."""
         deadline = time.monotonic() + seconds
         with self._lock:
-            while self._lines or self._writing:
+            while self._lines or self._writing or self._reopen:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False

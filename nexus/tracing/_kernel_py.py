@@ -42,7 +42,6 @@ __all__ = [
     "Span",
     "State",
     "Traced",
-    "as_function",
     "begin",
     "enter",
     "finish",
@@ -522,33 +521,6 @@ def finish(traced: Traced, span: Any, error: BaseException | None) -> None:
         ours.end()
         return
     traced.finish_foreign(span, error)
-
-
-def as_function(traced: Traced) -> Any:
-    """``traced`` as a function: what a plain function is replaced by, its calls cost least."""
-    state = traced.state
-    function = traced.function
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not state.on:
-            return function(*args, **kwargs)
-        span = begin(traced, args, kwargs)
-        if span is None:
-            return function(*args, **kwargs)
-        token = enter(span)
-        try:
-            result = function(*args, **kwargs)
-        except BaseException as error:
-            leave(token)
-            finish(traced, span, error)
-            raise
-        leave(token)
-        finish(traced, span, None)
-        return result
-
-    functools.update_wrapper(call, function)
-    call.__nexus_traced__ = traced  # type: ignore[attr-defined]
-    return call
 
 
 class Traced:

@@ -9,6 +9,7 @@ from opentelemetry import trace
 from nexus._speedups import BACKEND
 
 if TYPE_CHECKING or BACKEND == "pure":
+    from nexus.tracing._call_py import as_function
     from nexus.tracing._kernel_py import (
         ASYNC_GENERATOR,
         COROUTINE,
@@ -17,7 +18,6 @@ if TYPE_CHECKING or BACKEND == "pure":
         Span,
         State,
         Traced,
-        as_function,
         begin,
         enter,
         finish,
@@ -26,6 +26,7 @@ if TYPE_CHECKING or BACKEND == "pure":
         visible_parent,
     )
 else:
+    from nexus.tracing._call_c import as_function
     from nexus.tracing._kernel_c import (
         ASYNC_GENERATOR,
         COROUTINE,
@@ -34,7 +35,6 @@ else:
         Span,
         State,
         Traced,
-        as_function,
         begin,
         enter,
         finish,

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -39,6 +40,63 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def test_logs_are_rotated_under_load_with_workers(
+    start_gateway: Start, upstream_a: Upstream, tmp_path: Path
+) -> None:
+    """As logrotate does it: rename, SIGHUP; with settings that are broken in the end."""
+    access, application = tmp_path / "access.log", tmp_path / "app.log"
+    gateway = start_gateway(
+        [upstream_a.url],
+        workers=2,
+        access_log={"enabled": True, "path": str(access)},
+        log={"format": "json", "path": str(application)},
+    )
+    processes = [psutil.Process(gateway.process.pid)]
+    processes += processes[0].children()
+    sent: Counter[str] = Counter()
+    done = threading.Event()
+
+    def load(name: str) -> None:
+        while not done.is_set():
+            path = f"/api/json?{name}-{sent[name]}"
+            assert gateway.request(path).status == 200
+            sent[name] += 1
+
+    def holds(file: Path) -> bool:
+        return any(str(file) == one.path for process in processes for one in process.open_files())
+
+    threads = [threading.Thread(target=load, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for number in (1, 2, 3):
+        before = sum(sent.values())
+        wait_until(lambda least=before + 10: sum(sent.values()) >= least)  # type: ignore[misc]
+        gone = [file.rename(f"{file}.{number}") for file in (access, application)]
+        if number == 3:
+            gateway.config_file.write_text("rate_limits: {}")
+        hang_up(gateway)
+        # All of them let go of the old files, also those that write nothing.
+        wait_until(lambda files=gone: not any(map(holds, files)))  # type: ignore[misc]
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert gateway.stop() == 0
+
+    logged = Counter(
+        path
+        for path in paths_in(access, *(Path(f"{access}.{number}") for number in (1, 2, 3)))
+        if path.startswith("/api/")
+    )
+    assert logged == Counter(f"/api/json?{name}-{n}" for name in "ab" for n in range(sent[name]))
+    messages = [
+        [json.loads(line)["message"] for line in Path(file).read_text().splitlines()]
+        for file in (f"{application}.2", f"{application}.3", application)
+    ]
+    assert [lines.count("configuration reloaded") for lines in messages] == [1, 1, 0]
+    assert sum("keeping the last good one" in line for line in messages[2]) == 1
+    assert gateway.output() == ""
 
 
 def test_a_rotated_log_and_a_new_path_of_it_lose_no_line(

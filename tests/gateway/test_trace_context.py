@@ -5,6 +5,7 @@ every span is accounted for."""
 from __future__ import annotations
 
 import http.server
+import itertools
 import re
 import threading
 import uuid
@@ -388,7 +389,7 @@ def test_each_attempt_is_a_span_that_its_upstream_knows(
         assert values(root).get("nexus.attempts", 1) == len(own)
         assert all(  # one after the other, inside of the request
             one.end_time_unix_nano <= two.start_time_unix_nano
-            for one, two in zip(own, own[1:], strict=False)
+            for one, two in itertools.pairwise(own)
         )
         assert root.start_time_unix_nano <= own[0].start_time_unix_nano
         assert own[-1].end_time_unix_nano <= root.end_time_unix_nano

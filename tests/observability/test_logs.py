@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from nexus.errors import ConfigError
 from nexus.observability import logs
 from nexus.observability.linewriter import LineWriter
 
@@ -133,6 +134,7 @@ def test_the_human_format(log_pipe, monkeypatch):
     (line,) = read_lines(read, 1)
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} ERROR gateway/0 lost upstream=http://u", line)
     monkeypatch.setenv("FORCE_COLOR", "1")
+    logs.unconfigure()
     logs.configure("info", "human", "gateway", worker=0, fd=write)
     log.error("lost")
     assert "\x1b[31mERROR\x1b[0m" in read_lines(read, 1)[0]
@@ -238,6 +240,49 @@ def test_a_file_is_reopened_after_rotation(tmp_path):
     assert path.read_bytes() == b"four\n"
     assert writer.write([b"five\n"]) == 0
     assert writer.dropped == {"buffer_full": 0, "output_error": 0, "closed": 1}
+
+
+def test_a_file_is_let_go_of_although_nothing_is_written(tmp_path):
+    path = tmp_path / "app.log"
+    writer = LineWriter(path=str(path))
+    for number in (1, 2):  # without a thread, and with one
+        path.rename(tmp_path / f"app.log.{number}")
+        writer.reopen()
+        assert writer.flush()
+        assert path.read_bytes() == b""
+    path.unlink()
+    path.mkdir()
+    writer.reopen()
+    writer.write([b"kept where it can be\n"])
+    writer.close()
+    assert writer.dropped == {"buffer_full": 0, "output_error": 0, "closed": 0}
+
+
+def test_the_application_log_in_a_file(tmp_path):
+    path = tmp_path / "app.log"
+    logs.configure("info", "auto", "gateway", path=str(path))
+    log = logging.getLogger("nexus.test")
+    try:
+        log.info("one")
+        logs.flush()
+        path.rename(tmp_path / "app.log.1")
+        logs.configure("info", "auto", "gateway", path=str(path))
+        assert not path.exists(), "nothing has changed"
+        logs.reopen()
+        log.info("two")
+        with pytest.raises(ConfigError, match=r"log.path: cannot be opened: No such file"):
+            logs.configure("info", "auto", "gateway", path=str(tmp_path / "none" / "app.log"))
+        log.info("three")
+        logs.configure("info", "auto", "gateway", path=str(tmp_path / "other.log"))
+        log.info("four")
+    finally:
+        logs.unconfigure()
+    files = ("app.log.1", "app.log", "other.log")
+    said = [
+        [json.loads(line)["message"] for line in (tmp_path / name).read_text().splitlines()]
+        for name in files
+    ]
+    assert said == [["one"], ["two", "three"], ["four"]]
 
 
 def test_a_closed_pipe_is_counted():

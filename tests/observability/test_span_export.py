@@ -291,9 +291,7 @@ async def test_batches_go_side_by_side_up_to_a_bound(collector, make_sink, make_
     assert counts(metrics) == {"made": 3584, "exported": 3584}
 
 
-async def test_batches_that_hang_are_all_accounted_for(
-    collector, make_sink, make_record, metrics
-):
+async def test_batches_that_hang_are_all_accounted_for(collector, make_sink, make_record, metrics):
     collector.hang.clear()
     sink = make_sink()
     await sink.start()
