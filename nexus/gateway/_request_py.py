@@ -70,6 +70,7 @@ class ServedRequest(ResponseSink):
         self.forwarded = b""
         self.forwarded_host: bytes | None = None
         self._state = FREE
+        self._fields = b""
         self._held: list[bytes] = []
         self._tried: list[Any] = []
         self._clear()

@@ -74,7 +74,7 @@ fields = st.fixed_dictionaries(
                 text,
                 st.integers(0, 2 * 10**18),
                 nanoseconds,
-                st.just("") | hexa(16),
+                hexa(16),
             ),
             max_size=2,
         ),
