@@ -320,6 +320,64 @@ def _lru_fills() -> Work:
     return work
 
 
+# ---------------------------------------------------------------------------- decorated calls
+
+_CALLS = 100
+_FIVE: dict[str, Any] = {
+    "order.id": "o-1234",
+    "order.items": 3,
+    "order.total": 19.99,
+    "customer.gold": True,
+    "warehouse": "north",
+}
+
+
+def _plain(first: int, second: int) -> int:
+    return first + second
+
+
+def _plain_calls() -> Work:
+    def work() -> None:
+        for _ in range(_CALLS):
+            _plain(1, second=2)
+
+    return work
+
+
+def _decorated_calls(ratio: float | None) -> Callable[[Any], Work]:
+    """``ratio``: share of the calls that are sampled; ``None``: tracing is off."""
+
+    def make(module: Any) -> Work:
+        kernel = importlib.import_module(module.__name__.replace("._call_", "._kernel_"))
+        state = kernel.State()
+        traced = kernel.Traced(_plain, state, kernel.FUNCTION, "plain", _FIVE, None, 0, None)
+        called = module.as_function(traced)
+        state.limit, state.batch, state.on = _CALLS, 1 << 40, ratio is not None
+        state.sample(ratio or 0.0, True)
+
+        def work() -> None:
+            state.queue.clear()
+            for _ in range(_CALLS):
+                called(1, second=2)
+
+        return work
+
+    return make
+
+
+def _sdk_calls() -> Work:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    tracer = TracerProvider().get_tracer("bench")
+
+    def work() -> None:
+        for _ in range(_CALLS):
+            with tracer.start_as_current_span("plain", attributes=_FIVE):
+                _plain(1, second=2)
+
+    return work
+
+
 #: Weights of the contract's example and of a long list.
 _WEIGHTS = [2, 1, 5, 3, 10, 7, 1, 1]
 
@@ -342,6 +400,9 @@ CASES: tuple[Case, ...] = (
     ),
     Case("buckets.take", 1000, _take),
     Case("buckets.hash_key", 100, _hash),
+    Case("call.off", _CALLS, _decorated_calls(None), {"plain": _plain_calls}, "nexus.tracing"),
+    Case("call.unsampled", _CALLS, _decorated_calls(0.0), package="nexus.tracing"),
+    Case("call.sampled", _CALLS, _decorated_calls(1.0), {"sdk": _sdk_calls}, "nexus.tracing"),
     Case("counters.inc", 100, _count, {"prometheus_client": _prometheus_count}),
     Case("counters.observe", 100, _observe, {"prometheus_client": _prometheus_observe}),
     Case("http1.request_head", 20, _request_head),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -108,12 +109,19 @@ class Endpoints:
     def metrics(self, exchange: Exchange, _body: bytes) -> None:
         """Prometheus exposition, summed over all workers; ``?format=openmetrics`` with exemplars
         (the admin listener goes by ``Accept``)."""
+        render, content_type = exposition.render, exposition.CONTENT_TYPE
         if b"?format=openmetrics" in exchange.target:
-            body = exposition.render_openmetrics(self._context.registry)
-            exchange.answer(200, body, exposition.OPENMETRICS_TYPE.encode())
-            return
-        body = exposition.render(self._context.registry)
-        exchange.answer(200, body, exposition.CONTENT_TYPE.encode())
+            render, content_type = exposition.render_openmetrics, exposition.OPENMETRICS_TYPE
+        request_id = exchange.request_id
+
+        def answer(rendered: asyncio.Future[bytes]) -> None:
+            # Or whoever asked is gone, and the object serves another request.
+            if exchange.active and exchange.request_id == request_id:
+                exchange.answer(200, rendered.result(), content_type.encode())
+
+        # In a thread, so that no request waits for a scrape of thousands of series.
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(None, render, self._context.registry).add_done_callback(answer)
 
     def telemetry(self, exchange: Exchange, _body: bytes) -> None:
         """The last requests, newest first."""

@@ -3,8 +3,9 @@
 Whichever worker is scraped answers for all of them: the sums are taken over every block. The series
 of a gauge or counter that is told apart by worker get a label ``worker``.
 
-A scrape runs on the loop that serves requests, so what never changes about a line, all but its
-number, is made once and kept (as many lines as series, which are bounded). The format's authority
+A scrape runs in a thread beside the loop that serves requests and shares its interpreter, so what
+never changes about a line, all but its number, is made once and kept (as many lines as series,
+which are bounded): some 2 ms of CPU for a thousand lines. The format's authority
 stays prometheus-client: :class:`SharedMemoryCollector` gives it the same numbers, and a test
 compares the two byte by byte.
 """

@@ -333,13 +333,13 @@ class Span:
         """Over. ``end_time``: nanoseconds since the Unix epoch; later calls change nothing."""
         if self.ended:
             return
+        self.ended = True
+        if not self.sampled:
+            return
         if end_time is None:
             self.duration_ns = _clock() - self.started
         else:
             self.duration_ns = max(0, end_time - self.started_ns)
-        self.ended = True
-        if not self.sampled:
-            return
         parent = self.parent
         if parent is not None and parent.ended:
             # Or a chain of tasks, each started by the one before, would be kept for ever.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.servers import free_port
+from support.waiting import eventually
 
 from nexus.observability.catalogue import CATALOGUE
 from nexus.reference.dashboards import BOARDS
@@ -216,6 +219,62 @@ def test_the_commands_of_compose_are_right(name, tmp_path):
     assert host == "0.0.0.0"
     for secret in SECRETS.values():
         assert secret not in str(resolved)
+
+
+def test_the_health_checks_of_compose_tell_ready_from_not(tmp_path):
+    """Ours run as they stand, on other ports: one that is up and ready, one that is not ready."""
+    checks = {
+        name: service["healthcheck"]["test"]
+        for name, service in COMPOSE["services"].items()
+        if "build" in service
+    }
+    assert set(checks) == {"gateway", "upstream-a", "upstream-b", "cacheproxy", "consumer"}
+
+    def healthy(name: str, port: int) -> bool:
+        kind, *command = checks[name]
+        assert (kind, command[0]) == ("CMD", "python")
+        (found,) = re.findall(r"127\.0\.0\.1:(\d+)/", command[-1])
+        command[-1] = command[-1].replace(f":{found}/", f":{port}/")
+        done = subprocess.run([sys.executable, *command[1:]], capture_output=True, check=False)
+        return done.returncode == 0
+
+    upstream, port, admin = free_port(), free_port(), free_port()
+    service = COMPOSE["services"]["upstream-a"]
+    words = [*service["entrypoint"][1:], *service["command"]]
+    words[words.index("--port") + 1] = str(upstream)
+    commands = [
+        [sys.executable, *words],
+        # No Redis: it serves, and is not ready.
+        [sys.executable, "-m", "nexus", "cacheproxy", "--redis", f"redis://127.0.0.1:{free_port()}",
+         "--port", str(port), "--admin-port", str(admin)],
+    ]  # fmt: skip
+    assert not healthy("upstream-a", upstream)
+    running = [
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
+        )
+        for command in commands
+    ]
+    try:
+        assert eventually(lambda: healthy("upstream-a", upstream), 60)
+        assert eventually(lambda: answers(admin, "/health"), 60)
+        assert not healthy("cacheproxy", admin)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(30)
+
+
+def answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def test_the_upstreams_of_compose_are_those_of_its_services_file():

@@ -65,6 +65,45 @@ def test_stands_where_the_function_stood():
     assert inspect.iscoroutinefunction(functools.partial(coroutine))
 
 
+@pytest.mark.parametrize("switched", ["off", "on", "unsampled"])
+def test_arguments_come_as_they_were_given(on, switched):
+    """By every way in which the interpreter calls."""
+
+    class Shop:
+        @traced
+        def method(self, *args, **kwargs):
+            return self, args, kwargs
+
+        @classmethod
+        @traced
+        def of_class(cls, *args, **kwargs):
+            return cls, args, kwargs
+
+    @traced
+    def work(*args, **kwargs):
+        return args, kwargs
+
+    if switched != "off":
+        on(ratio=1.0 if switched == "on" else 0.0)
+    names = {f"name{number}": number for number in range(20)}
+    assert work() == ((), {})
+    assert work(1, b=2) == ((1,), {"b": 2})
+    assert work(*range(30), **names) == (tuple(range(30)), names)
+    assert functools.partial(work, 1, a=2)(3, b=4) == ((1, 3), {"a": 2, "b": 4})
+    assert type(work).__call__(work, 1, b=2) == ((1,), {"b": 2})
+    assert list(map(work, "ab")) == [(("a",), {}), (("b",), {})]
+    assert sorted([3, 1, 2], key=traced(lambda number: -number)) == [3, 2, 1]
+    shop = Shop()
+    assert shop.method(1, b=2) == (shop, (1,), {"b": 2})
+    assert Shop.method(shop, b=2) == (shop, (), {"b": 2})
+    bound = shop.method
+    assert bound(*range(3)) == (shop, (0, 1, 2), {})
+    assert Shop.of_class(1, b=2) == shop.of_class(1, b=2) == (Shop, (1,), {"b": 2})
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'wrong'"):
+        module_function(1, wrong=2)
+    assert module_function.__code__.co_argcount == 2
+
+
 def test_function_start_end_parent_and_arguments(on, sent):
     @traced(name="inner", args=["item", "api_token", "when"], attributes={"tier": "gold", "n": 1})
     def inner(item, api_token, *, when=None, other=5):
