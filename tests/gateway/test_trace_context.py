@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 from support.collector import Collector, values
+from support.waiting import eventually
 
 TRACE = "12345678901234567890123456789012"
 PARENT = "1234567890123456"
@@ -405,6 +406,67 @@ def test_each_attempt_is_a_span_that_its_upstream_knows(
             assert [one.get("error.type") for one in said[:failed]] == ["upstream_closed"] * failed
         else:
             assert not any("http.request.resend_count" in one for one in said)
+
+
+def test_failures_reach_a_collector_with_hiccups_as_the_variables_say(start_gateway, upstream_a):
+    """Nothing is sampled, the collector refuses twice: gzip, headers, resource, stable names."""
+    collector = Collector()
+    collector.answers = [503, 429]
+    gateway = start_gateway(
+        [upstream_a.url],
+        {
+            "OTEL_BSP_SCHEDULE_DELAY": "10",
+            "OTEL_SEMCONV_STABILITY_OPT_IN": "http",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+            "OTEL_EXPORTER_OTLP_HEADERS": "x-tenant=shop",
+            "OTEL_SERVICE_NAME": "edge",
+            "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test",
+            "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+            "OTEL_TRACES_SAMPLER_ARG": "0",
+        },
+        tracing={"enabled": True, "otlp_endpoint": "http://127.0.0.1:1"},
+    )
+    mark = uuid.uuid4().hex
+    assert gateway.request(f"/api/json?{mark}").status == 200
+    assert gateway.request(f"/api/status/500?{mark}").status == 500
+    assert eventually(lambda: len(collector.spans) >= 2)
+    gateway.stop()
+    collector.close()
+    # A busy machine makes others slow, which are kept, too.
+    server, client = (
+        span
+        for span in collector.spans
+        if "/status/500" in str(values(span).get("url.path", values(span).get("url.full")))
+    )
+    assert server.name == "GET /api/*"
+    assert (
+        values(server).items()
+        >= {
+            "http.request.method": "GET",
+            "http.response.status_code": 500,
+            "http.route": "/api/*",
+            "url.path": "/api/status/500",
+            "url.query": mark,
+            "error.type": "500",
+        }.items()
+    )
+    assert values(client)["url.full"] == f"{upstream_a.url}/status/500?{mark}"
+    assert not {"http.method", "http.url", "http.status_code"} & {*values(server), *values(client)}
+    assert server.flags & 1 == client.flags & 1 == 0
+    told = [one.values("traceparent")[0] for one in upstream_a.seen if mark in one.path]
+    assert [parent[-2:] for parent in told] == ["00", "00"]
+    assert client.span_id.hex() in told[1]
+    assert (
+        collector.resources[0].items()
+        >= {
+            "service.name": "edge",
+            "deployment.environment": "test",
+        }.items()
+    )
+    assert len(collector.headers) >= 3
+    for headers in collector.headers:
+        assert (headers["Content-Encoding"], headers["x-tenant"]) == ("gzip", "shop")
 
 
 def test_functions_of_the_worker_are_spans_too(start_gateway, upstream_a):
