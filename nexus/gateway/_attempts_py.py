@@ -125,7 +125,7 @@ class Attempts(ServedRequest):
                 self.upstream_url,
                 self.upstream_status,
                 self.upstream_error,
-                self.upstream_started + core.wall_offset,
+                self.wall_ns + self.upstream_started - self.started,
                 self.upstream_ns,
                 self.upstream_span_id,
             )

@@ -376,7 +376,8 @@ class ServedRequest(ResponseSink):
             record.upstream = self.upstream_url
             record.upstream_target = self._target_out
             record.upstream_status = self.upstream_status
-            record.upstream_start_ns = self.upstream_started + self.core.wall_offset
+            # From the request's own: the offset between the clocks may have been set since.
+            record.upstream_start_ns = self.wall_ns + self.upstream_started - self.started
             record.upstream_ns = self.upstream_ns
             if not self.upstream_ns and self.attempt:  # cut short: it lasted until now
                 record.upstream_ns = self.started + duration - self.upstream_started
