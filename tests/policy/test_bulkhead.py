@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from collections import Counter
+from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,29 +139,37 @@ def test_nobody_waits_for_one_that_should_be_gone() -> None:
     assert [one.came for one in rig.log] == [3]
 
 
-def test_places_of_processes_are_never_given_twice() -> None:
-    """Four processes take and give as fast as they can; each looks whether too many are inside."""
-    table, limit, rounds = PlaceTable(4, 1), 2, 400
-    seen = os.memfd_create("seen")
-    pids = []
-    for worker in range(4):
+def test_a_place_is_taken_under_a_lock_that_dies_with_its_holder() -> None:
+    table = PlaceTable(2, 2)
+    places = table.places("g", 1)
+    assert places is not None
+    told, tell = os.pipe()
+
+    def run(work: Callable[[], None]) -> int:
         pid = os.fork()
         if not pid:
-            table.adopt(worker)
-            places = table.places("g", worker)
-            most = taken = 0
-            while places is not None and taken < rounds:
-                if places.take(limit, 1, 0):
-                    taken += 1
-                    most = max(most, places.inside)
-                    places.give()
-            os.pwrite(seen, bytes([most]), worker)
+            work()
             os._exit(0)
-        pids.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
-    most = os.pread(seen, 4, 0)
-    os.close(seen)
-    assert 1 <= max(most) <= limit
+        return pid
+
+    def hold() -> None:
+        table._lock.acquire(0)  # the first group's row
+        os.write(tell, b"h")
+        signal.pause()
+
+    def take() -> None:
+        os.write(tell, b"t" if places.take(1, 1, 0) else b"f")
+
+    holder = run(hold)
+    assert os.read(told, 1) == b"h"
+    taker = run(take)
+    waits = not select.select([told], [], [], 0.3)[0]
+    os.kill(holder, signal.SIGKILL)
+    assert waits, "it does not wait for the lock"
+    assert os.read(told, 1) == b"t"
+    assert [os.waitpid(pid, 0)[1] for pid in (holder, taker)] == [signal.SIGKILL, 0]
+    assert places.inside == 1
+    assert not places.take(1, 1, 0)
 
 
 def test_success_rates_are_compared() -> None:
