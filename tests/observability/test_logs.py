@@ -139,6 +139,7 @@ def test_the_human_format(log_pipe, monkeypatch):
     log.error("lost")
     assert "\x1b[31mERROR\x1b[0m" in read_lines(read, 1)[0]
     monkeypatch.setenv("NO_COLOR", "1")
+    logs.unconfigure()
     logs.configure("info", "human", "gateway", worker=0, fd=write)
     log.error("lost")
     assert "\x1b" not in read_lines(read, 1)[0]
