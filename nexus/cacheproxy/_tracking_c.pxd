@@ -122,6 +122,7 @@ cdef class Source(Receiver):
     cdef double due                          # seconds
     cdef public bint probing
     cdef public double suspected             # seconds
+    cdef public bint doubted
     cdef public double used
     cdef public list partitions
     cpdef object fence(self, double need, int64_t after, double now)

@@ -512,6 +512,8 @@ class Source(Receiver):
         self.probing = False
         #: When another connection was answered while this one owed a reply since before.
         self.suspected = 0.0
+        #: Whether its time was up at the last check, too.
+        self.doubted = False
         self.used = 0
         #: Shared links of its partitions, to probe with.
         self.partitions: list[Partition] = []
@@ -744,8 +746,12 @@ class Source(Receiver):
             self.suspected = 0.0
         elif self.suspected and since < self.suspected:
             if now - self.suspected > GRACE:
-                self.owner.stalled()
-                self.link.close()
+                if self.doubted:
+                    self.owner.stalled()
+                    self.link.close()
+                # Timers run before sockets are read: a worker that was not running itself finds
+                # what has arrived meanwhile before the next check.
+                self.doubted = True
         elif not self.probing:
             for partition in self.partitions:
                 if partition.link.state == UP:
@@ -757,6 +763,7 @@ class Source(Receiver):
         """Redis answered a PING elsewhere."""
         self.probing = False
         self.suspected = monotonic()
+        self.doubted = False
 
     # -- owner of the link
 
