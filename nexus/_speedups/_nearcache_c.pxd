@@ -22,15 +22,9 @@ cdef enum:
     TOO_BIG = 2
 
 cdef struct Entry:
+    # What a hit needs is in the first 64 bytes: most of its cost is memory that no cache holds.
     Entry* next              # same bucket of the index of requests
-    Entry** at               # what points here in that chain
-    Entry* key_next          # same bucket of the index of Redis keys
-    Entry** key_at
-    Entry* newer             # SIEVE's queue
-    Entry* older
     uint64_t hash
-    uint64_t key_hash
-    uint64_t token
     double expiry            # seconds
     double ripe              # seconds, earliest fence that serves it
     int64_t seq              # sent on its clients' link when it was committed
@@ -41,6 +35,13 @@ cdef struct Entry:
     uint32_t hits
     uint8_t visited
     uint8_t pending          # 0: a reply; 1: may be joined; 2: not any more
+    Entry** at               # what points here in the chain of the bucket
+    Entry* key_next          # same bucket of the index of Redis keys
+    Entry** key_at
+    Entry* newer             # SIEVE's queue
+    Entry* older
+    uint64_t key_hash
+    uint64_t token
 
 cdef struct Note:
     int64_t seq

@@ -24,6 +24,7 @@ cdef struct Slot:
 cdef int append(bytearray out, bytearray data, Py_ssize_t start, Py_ssize_t end) except -1
 cdef bytes cut(bytearray data, Py_ssize_t start, Py_ssize_t end)
 cdef Py_ssize_t send(int descriptor, bytearray data, Py_ssize_t start, Py_ssize_t end) except -1
+cdef Py_ssize_t send_bytes(int descriptor, bytes data) except -1
 
 cdef class CommandTable:
     cdef Slot* _slots

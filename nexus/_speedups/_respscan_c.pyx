@@ -64,6 +64,17 @@ cdef Py_ssize_t send(int descriptor, bytearray data, Py_ssize_t start, Py_ssize_
     return sent if sent > 0 else 0
 
 
+cdef Py_ssize_t send_bytes(int descriptor, bytes data) except -1:
+    """The same for all of ``data``."""
+    cdef ssize_t sent
+    if data is None:
+        raise TypeError("the data is missing")
+    sent = socket_send(
+        descriptor, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), MSG_DONTWAIT | MSG_NOSIGNAL
+    )
+    return sent if sent > 0 else 0
+
+
 cdef inline int64_t _integer(const unsigned char* data, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
     """Redis's ``string2ll``: no sign but ``-``, no leading zero, no blanks; ``BAD`` otherwise."""
     cdef int64_t value

@@ -72,6 +72,14 @@ def send(descriptor: int, data: bytearray, start: int, end: int) -> int:
         return 0
 
 
+def send_bytes(descriptor: int, data: bytes) -> int:
+    """The same for all of ``data``."""
+    try:
+        return os.write(descriptor, data)
+    except OSError:
+        return 0
+
+
 def _check(data: bytearray, start: int, end: int) -> None:
     if not 0 <= start <= end <= len(data):
         raise ValueError(f"[{start}:{end}] is not within {len(data)} bytes")

@@ -6,7 +6,7 @@ cimport cython
 
 from nexus._speedups._nearcache_c cimport Notes
 from nexus._speedups._respscan_c cimport (
-    CommandScanner, CommandTable, ReplyScanner, append, cut, send
+    CommandScanner, CommandTable, ReplyScanner, append, cut, send, send_bytes
 )
 
 cdef int MORE
@@ -187,7 +187,9 @@ cdef class Client(Receiver):
     cdef object _forget_last(self)
     cdef object _pause_reading(self)
     cpdef object answer(self, bytes data)
+    @cython.locals(sent=Py_ssize_t)
     cpdef object write(self, bytes data)
+    cdef object _queue(self, bytes data)
     @cython.locals(sent=Py_ssize_t)
     cpdef object pass_on(self, bytearray data, Py_ssize_t start, Py_ssize_t end)
     cpdef object settle(self)

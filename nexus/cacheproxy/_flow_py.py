@@ -40,6 +40,7 @@ if not cython.compiled:
         append,
         cut,
         send,
+        send_bytes,
     )
 
 from nexus.clock import monotonic
@@ -692,6 +693,18 @@ class Client(Receiver):
     def write(self, data: bytes) -> None:
         if self.closed:
             return
+        if self.queued and self.transport.get_write_buffer_size() == 0:
+            self.queued = False
+        if self.descriptor >= 0 and not self.queued:
+            sent = send_bytes(self.descriptor, data)
+            self.plane.client_bytes_out += sent
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._queue(data)
+
+    def _queue(self, data: bytes) -> None:
+        """Leave to the transport what the socket does not take now."""
         self.plane.client_bytes_out += len(data)
         self.queued = True
         self.transport.write(data)
@@ -711,7 +724,7 @@ class Client(Receiver):
             start += sent
             if start == end:
                 return
-        self.write(cut(data, start, end))
+        self._queue(cut(data, start, end))
 
     def deliver(self, data: bytearray, start: int, end: int, done: int) -> None:
         if self.closed:

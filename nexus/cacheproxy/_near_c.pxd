@@ -24,6 +24,7 @@ cdef int HITS
 cdef int JOINED
 cdef int HOT
 cdef int ALWAYS
+cdef int FENCES
 
 
 cdef class Partition(Near):
@@ -41,7 +42,7 @@ cdef class Partition(Near):
     @cython.locals(
         core=Core, table=NearTable, scanner=CommandScanner, link=Link, source=Source,
         run=Py_ssize_t, position=Py_ssize_t, stop=Py_ssize_t, count=Py_ssize_t, hits=int64_t,
-        now=double, fresh=double, floor=double, usable=bint, alone=bint, verdict=int, effect=int,
+        now=double, fresh=double, floor=double, need=double, usable=bint, alone=bint, verdict=int, effect=int,
         code=int,
     )
     cpdef Py_ssize_t take(

@@ -60,6 +60,10 @@ JOINED = 5
 HOT = 1
 ALWAYS = 2
 
+#: Fences in ``max_staleness`` while there are hits: the answer to one may take most of it before
+#: a hit has to wait, and waiting costs more than a PING.
+FENCES = 4
+
 
 class Partition(Near):
     """The clients of one shared link: one Redis user, db and protocol version."""
@@ -116,13 +120,14 @@ class Partition(Near):
                 code = BUSY
                 if link.received >= client.write_seq:
                     code = MISS
+                    need = floor
                     if usable:
                         if client.held:
-                            floor = now  # not older than what is found for those before it
-                        code = self._probe(client, data, position, stop, now, fresh, floor)
+                            need = now  # not older than what is found for those before it
+                        code = self._probe(client, data, position, stop, now, fresh, need)
                         if code == FULL:
                             self._emit(client)
-                            code = self._probe(client, data, position, stop, now, fresh, floor)
+                            code = self._probe(client, data, position, stop, now, fresh, need)
                         if code == HIT:
                             if count:
                                 client.forward(data, run, position, count)
@@ -133,8 +138,13 @@ class Partition(Near):
                             core.commands.count(HITS, scanner.group)
                             position = run = stop
                             continue
+                        elif code == LATE and client.held and fresh < floor:
+                            # The fence that those before it wait for serves all the rest as well:
+                            # cheaper than to wait with each.
+                            client.blocked |= HELD
+                            break
                     alone = position == start and stop == end
-                    if self._slow(client, data, position, stop, code, now, floor, alone, count):
+                    if self._slow(client, data, position, stop, code, now, need, alone, count):
                         position = run = stop
                         continue
                 if client.held:
@@ -180,7 +190,7 @@ class Partition(Near):
         if hits:
             core.hits += hits
             core.aged(now - fresh, hits)
-            if now - fresh > core.staleness / 2:
+            if now - fresh > core.staleness / FENCES:
                 self._refresh(source, now)
         return position
 
@@ -194,7 +204,7 @@ class Partition(Near):
             self.source.compare(self, scanner.number, raw, scanner.name_end)
 
     def _refresh(self, source: Source, now: float) -> None:
-        source.fence(now - self.core.staleness / 2, 0, now)
+        source.fence(now - self.core.staleness / FENCES, 0, now)
 
     def _single(self, scanner: CommandScanner) -> bool:
         """Whether the command names one key, however many arguments it has."""
@@ -477,6 +487,6 @@ class Partition(Near):
             client, self, scanner.number, cut(data, position, stop), scanner.name_end, now
         )
         if client.held:
-            reading.after = self.source.link.sent
+            reading.after = self.source.newest()
         client.hold(reading)
         return reading

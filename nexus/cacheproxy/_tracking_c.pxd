@@ -10,6 +10,9 @@ from nexus._speedups._nearcache_c cimport (
 from nexus._speedups._respscan_c cimport CommandTable, cut
 from nexus.cacheproxy._flow_c cimport DOWN, UP, Client, Held, Link, Plane, Receiver
 
+cdef Py_ssize_t AGES_BOUNDS
+cdef double[::1] _AGES
+
 
 cdef class Core:
     cdef object __weakref__
@@ -52,6 +55,7 @@ cdef class Core:
     cdef public dict refused
     cdef public list ages
     cpdef bint spare(self) except -1
+    @cython.locals(index=Py_ssize_t)
     cpdef object aged(self, double age, int64_t hits)
 
 
@@ -126,6 +130,7 @@ cdef class Source(Receiver):
     cdef public double used
     cdef public list partitions
     cpdef object fence(self, double need, int64_t after, double now)
+    cpdef int64_t newest(self) except -1
     cpdef bint overdue(self, double now) except -1
     cpdef double patience(self) except -1
     @cython.locals(reading=Reading)

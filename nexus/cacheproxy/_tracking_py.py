@@ -18,6 +18,7 @@ whose token is still alive when a fence comes back was not overtaken by any writ
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,8 @@ CHECK = 0.05
 
 #: Bounds of the staleness histogram, seconds.
 AGES = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+AGES_BOUNDS = len(AGES)
+_AGES = array("d", AGES)
 
 
 class Core:
@@ -148,11 +151,10 @@ class Core:
 
     def aged(self, age: float, hits: int) -> None:
         """``hits`` were answered by a fence sent ``age`` seconds before."""
-        for index, bound in enumerate(AGES):
-            if age <= bound:
-                self.ages[index] += hits
-                return
-        self.ages[len(AGES)] += hits
+        index = 0
+        while index < AGES_BOUNDS and age > _AGES[index]:
+            index += 1
+        self.ages[index] += hits
 
 
 class Reading(Held):
@@ -536,6 +538,16 @@ class Source(Receiver):
         self.link.send(self, _PING, 0, len(_PING), 1)
         self.ping_number = self.link.sent
         self._arm(now)
+
+    def newest(self) -> int:
+        """The command behind whose reply one that comes now belongs: none, if a PING is the last.
+
+        Who waits for the same PING is served in the order of coming.
+        """
+        link = self.link
+        if self.pings and self.ping_number == link.sent and link.flushes == self.ping_flushes:
+            return link.sent - 1
+        return link.sent
 
     def overdue(self, now: float) -> bool:
         """Whether waiting for the fence has taken longer than it may."""
