@@ -8,9 +8,11 @@ from nexus._speedups._nearcache_c cimport (
     BUSY, FLUSH, FULL, HIT, LATE, MISS, PENDING, READ, UNKNOWN, WRITE, NearTable, Notes, Rate
 )
 from nexus._speedups._respscan_c cimport CommandScanner, cut
-from nexus.cacheproxy._flow_c cimport DOWN, HELD, Client, Link, Near
+from nexus.cacheproxy._client_c cimport HELD, Client, Near
+from nexus.cacheproxy._core_c cimport Core
+from nexus.cacheproxy._link_c cimport DOWN, Link, Plane
 from nexus.policy._rules_c cimport Matcher, Rule
-from nexus.cacheproxy._tracking_c cimport Core, Flight, Reading, Source
+from nexus.cacheproxy._tracking_c cimport Flight, Reading, Source
 
 cdef int MORE
 cdef int COMMAND
@@ -40,8 +42,8 @@ cdef class Partition(Near):
     cdef object unknowns
 
     @cython.locals(
-        core=Core, table=NearTable, scanner=CommandScanner, link=Link, source=Source,
-        run=Py_ssize_t, position=Py_ssize_t, stop=Py_ssize_t, count=Py_ssize_t, hits=int64_t,
+        core=Core, plane=Plane, table=NearTable, scanner=CommandScanner, link=Link,
+        source=Source, run=Py_ssize_t, position=Py_ssize_t, stop=Py_ssize_t, count=Py_ssize_t, hits=int64_t,
         now=double, fresh=double, floor=double, need=double, usable=bint, alone=bint, verdict=int, effect=int,
         code=int,
     )
@@ -97,7 +99,8 @@ cdef class Partition(Near):
         self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop, double now,
         bint alone, bint together, Rule rule, bint admit
     ) except -1
-    @cython.locals(scanner=CommandScanner)
+    @cython.locals(scanner=CommandScanner, plane=Plane)
     cdef Reading _hold(
-        self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop, double now
+        self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop, double now,
+        str outcome
     )

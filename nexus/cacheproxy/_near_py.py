@@ -36,8 +36,10 @@ if not cython.compiled:
         Notes,
     )
     from nexus._speedups._respscan_py import CommandScanner, cut
-    from nexus.cacheproxy._flow_py import DOWN, HELD, Client, Link, Near
-    from nexus.cacheproxy._tracking_py import Core, Flight, Reading, Source
+    from nexus.cacheproxy._client_py import HELD, Client, Near
+    from nexus.cacheproxy._core_py import Core
+    from nexus.cacheproxy._link_py import DOWN, Link
+    from nexus.cacheproxy._tracking_py import Flight, Reading, Source
 
 from nexus.clock import monotonic
 
@@ -90,6 +92,7 @@ class Partition(Near):
         self, client: Client, data: bytearray, start: int, end: int
     ) -> int:
         core = self.core
+        plane = core.plane
         table = self.table
         scanner = client.scanner
         link = self.link
@@ -135,10 +138,14 @@ class Partition(Near):
                             hits += 1
                             if core.shadow_every:
                                 self._shadow(client, data, position, stop)
+                            if plane.tracing:
+                                plane.trace_left -= 1
+                                if plane.trace_left < 0:
+                                    plane.tracer.hit(client, data, position, stop)
                             core.commands.count(HITS, scanner.group)
                             position = run = stop
                             continue
-                        elif code == LATE and client.held and fresh < floor:
+                        if code == LATE and client.held and fresh < floor:
                             # The fence that those before it wait for serves all the rest as well:
                             # cheaper than to wait with each.
                             client.blocked |= HELD
@@ -331,7 +338,7 @@ class Partition(Near):
         if code == LATE:
             if not free or self._overdue(source, now):
                 return False
-            reading = self._hold(client, data, position, stop, now)
+            reading = self._hold(client, data, position, stop, now, "hit")
             reading.need = max(floor, self.table.ripe)
             source.wait(reading, now)
             return True
@@ -347,7 +354,7 @@ class Partition(Near):
                 return False
             core.joined += 1
             core.commands.count(JOINED, scanner.group)
-            flight.join(self._hold(client, data, position, stop, now), now)
+            flight.join(self._hold(client, data, position, stop, now, "coalesced"), now)
             return True
         if code != MISS:
             return False
@@ -432,7 +439,7 @@ class Partition(Near):
         flight: Flight = self.source.fly(self, number, raw, scanner.name_end, rule, admit, now)
         if not (together and (alone or rule.near == ALWAYS)):
             return False
-        flight.join(self._hold(client, data, position, stop, now), now)
+        flight.join(self._hold(client, data, position, stop, now, "miss"), now)
         return True
 
     def _join(self, client: Client, data: bytearray, position: int, stop: int, now: float) -> bool:
@@ -440,7 +447,7 @@ class Partition(Near):
         scanner = client.scanner
         return bool(
             self.core.leases.join(
-                lambda: self._hold(client, data, position, stop, now),
+                lambda: self._hold(client, data, position, stop, now, "leased"),
                 client,
                 self.source,
                 scanner.number,
@@ -454,7 +461,7 @@ class Partition(Near):
         """Whether the read may be sent to load a value that ends soon."""
         return bool(
             self.core.leases.early(
-                lambda: self._hold(client, data, position, stop, now),
+                lambda: self._hold(client, data, position, stop, now, "leased"),
                 self,
                 cut(data, position + client.scanner.name_end, stop),
                 rule,
@@ -478,8 +485,9 @@ class Partition(Near):
         return True
 
     def _hold(
-        self, client: Client, data: bytearray, position: int, stop: int, now: float
+        self, client: Client, data: bytearray, position: int, stop: int, now: float, outcome: str
     ) -> Reading:
+        """A reading in the client's slots; ``outcome`` is what it counts as if it is found."""
         if self.table.used:
             self._emit(client)
         scanner = client.scanner
@@ -489,4 +497,9 @@ class Partition(Near):
         if client.held:
             reading.after = self.source.newest()
         client.hold(reading)
+        plane = self.core.plane
+        if plane.tracing:
+            plane.trace_left -= 1
+            if plane.trace_left < 0:
+                reading.span = plane.tracer.held(client, data, position, stop, outcome)
         return reading

@@ -18,7 +18,6 @@ whose token is still alive when a fence comes back was not overtaken by any writ
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -33,18 +32,21 @@ if not cython.compiled:
         LATE,
         PENDING,
         READ,
-        NearTable,
     )
-    from nexus._speedups._respscan_py import CommandTable, cut
-    from nexus.cacheproxy._flow_py import DOWN, UP, Client, Held, Link, Plane, Receiver
+    from nexus._speedups._respscan_py import cut
+    from nexus.cacheproxy._client_py import Client, Held
+    from nexus.cacheproxy._core_py import Core
+    from nexus.cacheproxy._link_py import DOWN, UP, Link, Receiver
 
+from nexus._speedups.respscan import arguments
+from nexus.cacheproxy.comparison import Comparison
 from nexus.clock import monotonic
 from nexus.wire.downgrade import downgrade
 
 if TYPE_CHECKING:
     from nexus.cacheproxy._near_py import Partition
 
-__all__ = ["Core", "Flight", "Reading", "Source", "release"]
+__all__ = ["Flight", "Reading", "Source", "release"]
 
 _PING = bytearray(b"*1\r\n$4\r\nPING\r\n")
 #: Replies that say that nothing is there.
@@ -68,94 +70,6 @@ GRACE = 0.05
 #: Longest interval of the check, seconds.
 CHECK = 0.05
 
-#: Bounds of the staleness histogram, seconds.
-AGES = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
-AGES_BOUNDS = len(AGES)
-_AGES = array("d", AGES)
-
-
-class Core:
-    """What all partitions of a worker share: the table, the settings, the counters."""
-
-    def __init__(self, plane: Plane, commands: CommandTable, table: NearTable) -> None:
-        self.plane = plane
-        self.commands = commands
-        self.table = table
-        #: Seconds; see the settings of the near-cache.
-        self.staleness = 0.01
-        self.max_ttl = 300.0
-        self.singleflight = True
-        #: Whether replies are kept at all, or only shared.
-        self.keeping = True
-        #: Miss leases (:mod:`nexus.cacheproxy.leases`), or None.
-        self.leases: Any = None
-        #: What keeps late fills out (a FillGuard); None: no rule asks for it.
-        self.guard: Any = None
-        #: The policy in force: rules by the command's number; None: there is none.
-        self.matchers: Any = None
-        #: Told of hot keys (a HotKeys), and what tags written ones (a Tagger); None: nobody.
-        self.hot: Any = None
-        self.tagger: Any = None
-        #: Flights of keys that are not admitted, left in this second; see :meth:`spare`.
-        #: One hit in so many is compared with Redis; 0: none.
-        self.shadow_every = 0
-        self.shadow_hits = 0
-        self.compared = 0
-        self.differed = 0
-        self.spares = 0
-        self.spare_tick = -1
-        self.spare_limit = 1000
-        self.observe_fence: Any = None
-        self.hits = 0
-        self.joined = 0
-        self.misses = 0
-        self.bypassed = 0
-        self.waited = 0
-        self.late = 0
-        self.fills = 0
-        self.committed = 0
-        self.fences = 0
-        self.touches = 0
-        self.dropped_push = 0
-        self.dropped_write = 0
-        self.dropped_null = 0
-        self.dropped_lost = 0
-        self.pushes = 0
-        #: Why replies that were asked for were not kept.
-        self.discarded: dict[str, int] = {}
-        #: Requests whose replies are too big to keep → until when nobody asks again.
-        self.refused: dict[tuple[int, int, bytes], float] = {}
-        #: Hits by age of the fence; bounds in AGES, seconds.
-        self.ages = [0] * (len(AGES) + 1)
-
-    def spare(self) -> bool:
-        """Whether one more read may fly for its waiters only.
-
-        Redis remembers every key that a tracking connection reads, and such a read costs it twice
-        as much; so there are so many in a second, and under load reads of cold keys go as they
-        come.
-        """
-        if self.spare_tick != self.plane.tick:
-            self.spare_tick = self.plane.tick
-            self.spares = self.spare_limit
-        self.spares -= 1
-        return self.spares >= 0
-
-    def discard(self, reason: str) -> None:
-        self.discarded[reason] = self.discarded.get(reason, 0) + 1
-
-    def refuse(self, name: tuple[int, int, bytes], until: float) -> None:
-        if len(self.refused) >= 16_384:
-            self.refused.clear()
-        self.refused[name] = until
-
-    def aged(self, age: float, hits: int) -> None:
-        """``hits`` were answered by a fence sent ``age`` seconds before."""
-        index = 0
-        while index < AGES_BOUNDS and age > _AGES[index]:
-            index += 1
-        self.ages[index] += hits
-
 
 class Reading(Held):
     """A client's read that waits for a flight or a fence.
@@ -168,6 +82,7 @@ class Reading(Held):
         self, client: Client, partition: Partition, number: int, raw: bytes, begin: int, now: float
     ) -> None:
         self.reply = None
+        self.span = None
         self.client = client
         self.partition = partition
         self.number = number
@@ -213,7 +128,12 @@ def release(client: Client, core: Core) -> None:
         client.split = True
         link.send(client, raw, 0, len(raw), 1)
         plane.shared_commands += 1
+        name = arguments(raw, 0, len(raw))[0]
+        core.commands.count(FORWARDED, core.commands.group(name))
         client.write_seq = link.sent
+        if reading.span is not None:
+            plane.tracer.released(reading.span, link)
+            reading.span = None
         items.append(1)
     client.slots = items
     client.split = True
@@ -285,6 +205,8 @@ class Flight(Receiver):
         for reading in self.waiters:
             if not reading.forwarded:
                 if leased and source.core.leases.adopt(reading, self.rule):
+                    if reading.span is not None:
+                        reading.span.outcome = "leased"
                     continue
                 reading.reply = reply
                 reading.client.held -= 1
@@ -433,56 +355,6 @@ class Probe(Receiver):
 
     def lost(self, _count: int, _partial: bool, _error: bytes) -> None:
         self.source.probing = False
-
-
-class Comparison(Receiver):
-    """What Redis says of an entry: where nothing has touched the key before, the same.
-
-    Pushes come in front of the reply that they belong to, so an entry that is alive when the reply
-    is here is Redis's own value, or there is an error in the near-cache.
-    """
-
-    def __init__(
-        self, source: Source, partition: Partition, number: int, request: bytes,
-        facts: tuple[int, bytes, float, int],
-    ) -> None:  # fmt: skip
-        self.split = False
-        self.source = source
-        self.partition = partition
-        self.number = number
-        self.request = request
-        self.facts = facts
-        self.data = b""
-
-    def deliver(self, data: bytearray, start: int, end: int, done: int) -> None:
-        self.data += cut(data, start, end)
-        if not done:
-            return
-        token, kept, expiry, _hits = self.facts
-        core = self.source.core
-        space = self.partition.space
-        if monotonic() >= expiry or not core.table.alive(space, self.number, self.request, token):
-            return
-        reply = downgrade(self.data) if self.partition.protocol == 2 else self.data
-        core.compared += 1
-        if reply != kept and not _same_members(reply, kept):
-            core.differed += 1
-            key = self.request[self.request.index(b"\r\n") + 2 :]
-            core.table.drop(key[: int(self.request[1 : self.request.index(b"\r\n")])])
-            self.source.owner.differed()
-
-    def pushed(self, data: bytearray, start: int, end: int) -> None:
-        self.source.pushed(data, start, end)
-
-    def lost(self, _count: int, _partial: bool, _error: bytes) -> None:
-        """Nothing is known then."""
-
-
-def _same_members(one: bytes, other: bytes) -> bool:
-    """Whether two aggregates differ only in their order, which is Redis's to choose."""
-    if one[:1] not in (b"*", b"~", b"%") or len(one) != len(other):
-        return False
-    return sorted(one.split(b"\r\n")) == sorted(other.split(b"\r\n"))
 
 
 class Source(Receiver):

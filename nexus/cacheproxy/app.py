@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from typing import TYPE_CHECKING, Final
 
 from nexus._speedups.respscan import CommandTable
@@ -25,6 +26,7 @@ from nexus.cacheproxy.statscommand import StatsCommand
 from nexus.cacheproxy.tagcommands import TagCommands
 from nexus.cacheproxy.tagging import Tagger
 from nexus.cacheproxy.target import parse_target
+from nexus.cacheproxy.traces import Traces, check_tracing
 from nexus.clock import monotonic
 from nexus.errors import ConfigError
 from nexus.net.admin import AdminServer, start_admin
@@ -87,6 +89,9 @@ class CacheproxyApp:
         self._idle_timeout = 0.0
         self.policies.listeners.extend((self._pools.near.apply, self._tag_written))
         self._apply(context.settings)
+        self._traces: Final = Traces(
+            self._pools.near.core, target, context.metrics, context.index, os.environ
+        )
         self._server: asyncio.Server | None = None
         self._admin: AdminServer | None = None
         self._ticker: asyncio.Task[None] | None = None
@@ -122,6 +127,7 @@ class CacheproxyApp:
             if self._plane.near_on:
                 await asyncio.wait_for(pools.near.first_attempt.wait(), START_SECONDS)
         self._ticker = asyncio.create_task(self._tick_forever())
+        await self._traces.apply(self._context.settings.tracing)
         self._admin = await start_admin(self._context, why_not_ready=pools.outage.reason)
         self._server = await self._listen(server_context(self._context.settings.tls))
         log.info("serving", extra={"upstream": str(pools.target)})
@@ -149,6 +155,7 @@ class CacheproxyApp:
             if before is not None:
                 before.close()
         self._apply(settings)
+        await self._traces.apply(settings.tracing)
 
     async def drain(self, seconds: float) -> None:
         """Accept no more, deliver every outstanding reply, close."""
@@ -163,6 +170,7 @@ class CacheproxyApp:
             session.abort()
         if self._ticker is not None:
             self._ticker.cancel()
+        await self._traces.stop()
         self._publisher.publish()
         self._pools.close()
         if self._admin is not None:
@@ -198,6 +206,7 @@ def _validate(settings: CacheproxySettings) -> None:
     parse_target(settings.redis.url)
     server_context(settings.tls)
     check_policy(settings)
+    check_tracing(settings.tracing, os.environ)
 
 
 SPEC: Final = ServiceSpec(

@@ -1,4 +1,4 @@
-"""The cacheproxy's hot path, compiled where that is built; see ``_flow_py.py`` for the map."""
+"""The cacheproxy's hot path, compiled where that is built; see ``_client_py.py`` for the map."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Final
 from nexus._speedups import BACKEND
 
 if TYPE_CHECKING or BACKEND == "pure":
-    from nexus.cacheproxy._flow_py import Client, Held, Link, Near, Plane, Receiver
+    from nexus.cacheproxy._client_py import Client, Held, Near
+    from nexus.cacheproxy._link_py import Link, Plane, Receiver
 else:
-    from nexus.cacheproxy._flow_c import Client, Held, Link, Near, Plane, Receiver
+    from nexus.cacheproxy._client_c import Client, Held, Near
+    from nexus.cacheproxy._link_c import Link, Plane, Receiver
 
 __all__ = [
     "BARRIER",

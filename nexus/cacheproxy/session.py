@@ -350,6 +350,8 @@ class Session(Client):
             self.link.send(Watch(self, action, args), data, start, stop, 1)
             self.plane.pinned_commands += 1
             self.expecting(1)
+            if self.plane.tracing:
+                self.traced(data, start, stop, 1)
             if action == Action.MULTI and self.link.info.db != self.db:
                 # Begun while Redis was too busy to SELECT: an unknown command makes sure that
                 # the transaction ends in EXECABORT, whenever Redis has time again.
@@ -429,6 +431,8 @@ class Session(Client):
         exec_ = SharedExec(self, self.link)
         self.link.send(exec_, data, ahead.run_end, ahead.command_end, 1)
         self.expecting(1)
+        if self.plane.tracing:
+            self.traced(data, ahead.run_end, ahead.command_end, 1)
         if self.plane.near_on:
             self.near.note_unknown(self, self.link.sent)
         return ahead.command_end

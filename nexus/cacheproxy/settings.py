@@ -16,6 +16,7 @@ __all__ = [
     "ShadowSettings",
     "SingleflightSettings",
     "TagSettings",
+    "TracingSettings",
 ]
 
 
@@ -72,6 +73,23 @@ class TagSettings(Settings, frozen=True):
     ] = 5000
 
 
+class TracingSettings(Settings, frozen=True):
+    """Spans of sampled commands, sent to a collector over OTLP/HTTP."""
+
+    enabled: Annotated[bool, Meta(description="record and send spans")] = False
+    otlp_endpoint: Annotated[str, Meta(description="OTLP over HTTP, without /v1/traces")] = (
+        "http://127.0.0.1:4318"
+    )
+    sample_ratio: Annotated[float, Meta(ge=0, le=1, description="share of the commands")] = 0.001
+    service_name: Annotated[str, Meta(description="`service.name` of the spans")] = (
+        "nexus-cacheproxy"
+    )
+    record_keys: Annotated[
+        bool,
+        Meta(description="tell the keys, in `db.query.text`; values and other arguments never"),
+    ] = False
+
+
 class ClientLimitSettings(Settings, frozen=True):
     """What one client may cost."""
 
@@ -117,4 +135,5 @@ class CacheproxySettings(ServiceSettings, frozen=True):
     singleflight: SingleflightSettings = SingleflightSettings()
     shadow: ShadowSettings = ShadowSettings()
     tags: TagSettings = TagSettings()
+    tracing: TracingSettings = TracingSettings()
     limits: ClientLimitSettings = ClientLimitSettings()

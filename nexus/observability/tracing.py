@@ -21,11 +21,18 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
 
 from nexus._speedups import BACKEND
-from nexus.observability.otlp import EXPORTS, ExportResult, OtlpClient, TracingConfig, resolve
+from nexus.observability.otlp import (
+    EXPORTS,
+    ExportOptions,
+    ExportResult,
+    OtlpClient,
+    TracingConfig,
+    resolve,
+)
 from nexus.observability.record import RequestRecord
 from nexus.observability.registry import LocalMetrics
 from nexus.observability.spans import SpanEncoder, span_count
@@ -58,8 +65,23 @@ SLOW_NS: Final = 1_000_000_000
 log = logging.getLogger("nexus.tracing")
 
 
+class Encoder(Protocol):
+    """Turns records into an ``ExportTraceServiceRequest``."""
+
+    def encode(self, records: list[Any], /) -> bytes: ...
+
+
+def _of_requests(options: ExportOptions) -> Encoder:
+    encoder: Encoder = SpanEncoder(options.resource, semconv=options.semconv)
+    return encoder
+
+
 class SpanSink:
-    """A recorder sink that exports spans over OTLP/HTTP."""
+    """A recorder sink that exports spans over OTLP/HTTP.
+
+    Of requests, or of whatever ``encoder`` encodes: records with a ``sampled`` of their own, of
+    which each is ``count`` spans.
+    """
 
     def __init__(
         self,
@@ -70,6 +92,8 @@ class SpanSink:
         worker: int | None = None,
         keep_errors: bool = True,
         slow_ns: int = SLOW_NS,
+        encoder: Callable[[ExportOptions], Encoder] = _of_requests,
+        count: Callable[[Any], int] = span_count,
     ) -> None:
         """``keep_errors``: requests that ended in 5xx, or without an answer, are traced although
         they were not sampled; ``slow_ns``: so are those that took at least this (0: none).
@@ -77,10 +101,11 @@ class SpanSink:
         Raises ``ConfigError`` for an endpoint or an ``OTEL_*`` variable that cannot be read.
         """
         self._options: Final = resolve(settings, environ, worker=worker)
-        self._encoder: Final = SpanEncoder(self._options.resource, semconv=self._options.semconv)
+        self._encoder: Final = encoder(self._options)
+        self._count: Final = count
         self._keep_errors: Final = keep_errors
         self._slow_ns: Final = slow_ns
-        self._queue: Final[deque[RequestRecord]] = deque()
+        self._queue: Final[deque[Any]] = deque()
         self._queued = 0  # spans
         self._wake: Final = asyncio.Event()
         self._stopping: Final = asyncio.Event()
@@ -94,11 +119,11 @@ class SpanSink:
         self._dropped: Final = metrics.counters("nexus_trace_spans_dropped_total")
         self._exports: Final = metrics.counters("nexus_trace_exports_total")
 
-    def consume(self, records: list[RequestRecord]) -> None:
+    def consume(self, records: list[Any]) -> None:
         for record in records:
             if not (record.sampled or self._worth_keeping(record)):
                 continue
-            spans = span_count(record)
+            spans = self._count(record)
             self._made.inc(spans)
             if self._stopping.is_set():
                 self._drop("shutdown", spans)
@@ -186,12 +211,12 @@ class SpanSink:
             except TimeoutError:
                 return
 
-    def _take(self) -> tuple[list[RequestRecord], int]:
+    def _take(self) -> tuple[list[Any], int]:
         """Records of at most one batch of spans, one at least, and how many spans they are."""
-        records: list[RequestRecord] = []
+        records: list[Any] = []
         spans = 0
         while self._queue:
-            more = span_count(self._queue[0])
+            more = self._count(self._queue[0])
             if records and spans + more > self._options.batch_spans:
                 break
             records.append(self._queue.popleft())
@@ -199,14 +224,14 @@ class SpanSink:
         self._queued -= spans
         return records, spans
 
-    async def _export(self, client: OtlpClient, records: list[RequestRecord], spans: int) -> None:
+    async def _export(self, client: OtlpClient, records: list[Any], spans: int) -> None:
         body, encoded = await self._encode(records)
         result = await client.send(body, self._stopping)
         # In one piece, or a task that is cancelled would be half accounted for.
         self._drop("encoding", spans - encoded)
         self._account(result, encoded)
 
-    async def _encode(self, records: list[RequestRecord]) -> tuple[bytes, int]:
+    async def _encode(self, records: list[Any]) -> tuple[bytes, int]:
         """The batch, and how many spans are in it; a slice that cannot be encoded is left out."""
         parts: list[bytes] = []
         spans = 0
@@ -217,7 +242,7 @@ class SpanSink:
             except Exception:
                 log.exception("spans could not be encoded")
             else:
-                spans += sum(span_count(record) for record in part)
+                spans += sum(self._count(record) for record in part)
             await asyncio.sleep(0)
         return b"".join(parts), spans
 
