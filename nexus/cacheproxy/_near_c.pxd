@@ -84,6 +84,10 @@ cdef class Partition(Near):
         self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop, int code,
         double now, double floor, bint alone, Py_ssize_t count
     ) except -1
+    @cython.locals(matcher=Matcher, rule=Rule, table=NearTable)
+    cdef object _leased(
+        self, CommandScanner scanner, bytearray data, Py_ssize_t position, Py_ssize_t stop
+    )
     cdef bint _overdue(self, Source source, double now) except -1
     @cython.locals(
         core=Core, source=Source, scanner=CommandScanner, table=NearTable, begin=Py_ssize_t,

@@ -336,9 +336,13 @@ class Partition(Near):
         # what is in the buffer already be sent behind what follows.
         free = count == 0 and client.outstanding == 0
         if code == LATE:
-            if not free or self._overdue(source, now):
+            if not free:
+                return False
+            rule = self._leased(scanner, data, position, stop) if alone else None
+            if rule is None and self._overdue(source, now):
                 return False
             reading = self._hold(client, data, position, stop, now, "hit")
+            reading.rule = rule
             reading.need = max(floor, self.table.ripe)
             source.wait(reading, now)
             return True
@@ -362,6 +366,19 @@ class Partition(Near):
         if core.matchers is None:
             return False
         return self._miss(client, data, position, stop, now, alone, free)
+
+    def _leased(self, scanner: CommandScanner, data: bytearray, position: int, stop: int) -> Any:
+        """The rule that leases misses of the key that is read; None: there is none."""
+        matchers = self.core.matchers
+        matcher = None if matchers is None else matchers[scanner.number]
+        if matcher is None:
+            return None
+        rule = matcher.only
+        if rule is None:
+            table = self.table
+            table.locate(data, position + scanner.name_end, stop)
+            rule = matcher.find(cut(data, table.key_begin, table.key_stop))
+        return rule if rule is not None and rule.enabled and rule.leased else None
 
     def _overdue(self, source: Source, now: float) -> bool:
         return source.overdue(now)

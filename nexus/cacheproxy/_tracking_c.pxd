@@ -22,6 +22,7 @@ cdef class Reading(Held):
     cdef public double need                  # seconds
     cdef public int64_t after                # commands of the tracking connection
     cdef public Flight flight
+    cdef public object rule
     cdef public bint forwarded
 
 
@@ -94,4 +95,4 @@ cdef class Source(Receiver):
         bint admit, double now
     )
     cpdef object compare(self, object partition, int number, bytearray raw, Py_ssize_t begin)
-    cdef object _arm(self, double now)
+    cdef object _arm(self, double now, double late=*)

@@ -92,6 +92,8 @@ class Reading(Held):
         self.need = now
         self.after = 0
         self.flight: Flight | None = None
+        #: Of a read whose miss is leased: what becomes of it when its entry is gone; else None.
+        self.rule: Any = None
         #: Sent on the client's own link after all.
         self.forwarded = False
 
@@ -482,6 +484,7 @@ class Source(Receiver):
             client.found()
         if need >= 0:
             self.fence(need, after, now)
+            self._arm(now, now + self.core.staleness)
 
     def _serve(self, reading: Reading, now: float, freed: list[Client]) -> bool:
         """Find the reply of one whose fence has come; False: it waits on."""
@@ -521,9 +524,10 @@ class Source(Receiver):
             if other is not None:
                 other.join(reading, now)
                 return True
-        if flight is not None and self.up:
-            # Overtaken by a write: once more, for all who were.
-            self.fly(partition, reading.number, raw, reading.begin, flight.rule, False, now).join(
+        rule = reading.rule if flight is None else flight.rule
+        if rule is not None and self.up:
+            # Overtaken by a write, or ended while it waited: once more, for all who were.
+            self.fly(partition, reading.number, raw, reading.begin, rule, False, now).join(
                 reading, now
             )
             return True
@@ -535,7 +539,8 @@ class Source(Receiver):
         self.core.waited += 1
         self.waiting.append(reading)
         self.fence(reading.need, reading.after, now)
-        self._arm(now)
+        patient = reading.flight is not None or reading.rule is not None
+        self._arm(now, inf if patient else reading.arrival + self.core.staleness)
 
     # -- fills
 
@@ -585,10 +590,11 @@ class Source(Receiver):
 
     # -- silence
 
-    def _arm(self, now: float) -> None:
+    def _arm(self, now: float, late: float = inf) -> None:
+        """Check again soon; ``late``: when the first who waits for a fence has waited enough."""
         due = now + CHECK
-        if self.waiting and self.core.staleness > 0:
-            due = min(due, max(self.waiting[0].arrival + self.core.staleness, now + 0.0005))
+        if self.core.staleness > 0:
+            due = min(due, max(late, now + 0.0005))
         if self.timer is not None:
             if self.due <= due:
                 return
@@ -600,14 +606,17 @@ class Source(Receiver):
         self.timer = None
         now = monotonic()
         staleness = self.core.staleness
+        late = inf
         if staleness > 0:
-            freed = [
-                reading.client
-                for reading in self.waiting
-                if reading.flight is None
-                and not reading.forwarded
-                and now - reading.arrival >= staleness
-            ]
+            freed = []
+            for reading in self.waiting:
+                # One whose miss would be leased waits on: Redis may say that nothing is there any
+                # more, and then it would load beside all others who were late with it.
+                if reading.flight is None and reading.rule is None and not reading.forwarded:
+                    if now - reading.arrival >= staleness:
+                        freed.append(reading.client)
+                    else:
+                        late = min(late, reading.arrival + staleness)
             for client in freed:
                 if client.held and not client.closed:
                     self.core.late += 1
@@ -615,7 +624,7 @@ class Source(Receiver):
                     client.found()
         self._suspect(now)
         if self.waiting or self.flights or self.pings:
-            self._arm(now)
+            self._arm(now, late)
 
     def _suspect(self, now: float) -> None:
         """End a connection that stays silent while Redis answers on another."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -201,6 +202,36 @@ def test_keys_without_a_lease_are_as_ever(leased: Proxy, direct: redis.Redis):
         began = time.monotonic()
         assert first.ask("GET", "plain") == second.ask("GET", "plain") == NIL
         assert time.monotonic() - began < WAIT * 0.8
+
+
+def test_a_late_fence_sends_nobody_past_the_lease(
+    leased: Proxy, direct: redis.Redis, redis_server: object
+):
+    """Hits wait for Redis; the key expires meanwhile: one loads, not all who waited."""
+    with leased.raw() as first:
+        assert eventually(
+            lambda: direct.set(KEY, "old", px=1500)
+            and first.ask("GET", KEY) == b"$3\r\nold\r\n"
+            and "answer:hit" in first.ask("NEXUS", "EXPLAIN", "GET", KEY).decode()
+        )
+        raws = [leased.raw() for _ in range(20)]
+        granted = stat(leased, "leases_granted")
+        direct.set(KEY, "old", px=1000)
+        assert first.ask("GET", KEY) == b"$3\r\nold\r\n"
+        time.sleep(0.1)  # what was heard of Redis is older than max_staleness
+        redis_server.signal(signal.SIGSTOP)  # type: ignore[attr-defined]
+        try:
+            for raw in raws:
+                raw.send("GET", KEY)
+            time.sleep(1.2)
+        finally:
+            redis_server.signal(signal.SIGCONT)  # type: ignore[attr-defined]
+        assert becomes(leased, "leases_granted", granted + 1)
+        assert first.ask("SET", KEY, "new") == b"+OK\r\n"
+        replies = [raw.reply() for raw in raws]
+        assert sorted(replies) == [NIL] + 19 * [b"$3\r\nnew\r\n"]
+        for raw in raws:
+            raw.close()
 
 
 def test_an_expired_value_stands_in_for_a_loader_that_fails(leased: Proxy, direct: redis.Redis):
