@@ -22,11 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["BulkheadMemory", "Bulkheads"]
 
 
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, PermissionError):  # of another user: the number was given anew
+        return False
+    return True
+
+
 class BulkheadMemory:
     """What the workers share; make it once, before the fork."""
 
     def __init__(self, workers: int) -> None:
-        self.table: Final = PlaceTable(workers)
+        self.table: Final = PlaceTable(workers, _runs)
         self.bells: Final = [
             os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(workers)
         ]
@@ -40,7 +48,7 @@ class Bulkheads:
         self._memory: Final = memory
         self._worker: Final = worker
         self._groups: dict[str, Bulkhead] = {}
-        memory.table.adopt(worker)
+        memory.table.adopt(worker, os.getpid())
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hear the bell."""
@@ -56,7 +64,7 @@ class Bulkheads:
         if found is None:
             places = self._memory.table.places(group, self._worker)
             if places is None:  # more groups than rows: this one is counted in each worker alone
-                places = PlaceTable(1, 1).places(group, 0)
+                places = PlaceTable(1, _runs, 1).places(group, 0)
                 assert places is not None  # noqa: S101  (it has one row)
             found = self._groups[group] = Bulkhead(places, *self._numbers(group), self._ring)
         return found

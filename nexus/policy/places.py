@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
+from collections.abc import Callable
 from typing import Final
 
 from nexus._speedups._rangelock import RangeLock
@@ -28,17 +28,19 @@ _WORDS: Final = 3
 class PlaceTable:
     """Shared by all workers; make it once, before the fork."""
 
-    def __init__(self, workers: int, rows: int = ROWS) -> None:
+    def __init__(self, workers: int, runs: Callable[[int], bool], rows: int = ROWS) -> None:
+        """``runs``: whether there is a process of that number."""
         self.workers: Final = workers
+        self._runs: Final = runs
         self._rows: Final = rows
         self._stride: Final = 1 + _WORDS * workers
         size = workers + rows * self._stride
         self._words: Final = memoryview(mmap.mmap(-1, size * _WORD)).cast("q")
         self._lock: Final = RangeLock("nexus-places")
 
-    def adopt(self, worker: int) -> None:
+    def adopt(self, worker: int, process: int) -> None:
         """A process begins as this worker: nothing of its predecessor's is under way any more."""
-        self._words[worker] = os.getpid()
+        self._words[worker] = process
         for row in range(self._rows):
             at = self.at(row) + _WORDS * worker
             for word in range(at, at + _WORDS):
@@ -65,16 +67,8 @@ class PlaceTable:
 
     def is_alive(self, worker: int) -> bool:
         """Whether the worker's process is there; one that is about to begin is not yet."""
-        pid = self._words[worker]
-        if not pid:
-            return False
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # another user's: the number was given anew
-            return False
-        return True
+        process = self._words[worker]
+        return bool(process) and self._runs(process)
 
 
 class Places:

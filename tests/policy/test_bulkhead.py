@@ -23,7 +23,7 @@ class Rig:
     """Workers that share a bulkhead, all in this process; bells are answered when told."""
 
     def __init__(self, workers: int, limit: int, size: int, wait: int = WAIT) -> None:
-        self.table = PlaceTable(workers, 2)
+        self.table = PlaceTable(workers, bool, 2)
         self.limit, self.size, self.wait = limit, size, wait
         self.rung: list[int] = []
         self.log: list[Entrant] = []
@@ -31,7 +31,7 @@ class Rig:
 
     def begin(self, worker: int) -> Bulkhead:
         """A process begins as this worker."""
-        self.table.adopt(worker)
+        self.table.adopt(worker, 1 + worker)
         places = self.table.places("group", worker)
         assert places is not None
         return Bulkhead(places, self.limit, self.size, self.wait, self.rung.append)
@@ -140,7 +140,7 @@ def test_nobody_waits_for_one_that_should_be_gone() -> None:
 
 
 def test_a_place_is_taken_under_a_lock_that_dies_with_its_holder() -> None:
-    table = PlaceTable(2, 2)
+    table = PlaceTable(2, bool, 2)
     places = table.places("g", 1)
     assert places is not None
     told, tell = os.pipe()
