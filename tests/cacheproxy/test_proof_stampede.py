@@ -210,9 +210,11 @@ def test_a_late_fence_sends_nobody_past_the_lease(
     """Hits wait for Redis; the key expires meanwhile: one loads, not all who waited."""
     with leased.raw() as first:
         assert eventually(
-            lambda: direct.set(KEY, "old", px=1500)
-            and first.ask("GET", KEY) == b"$3\r\nold\r\n"
-            and "answer:hit" in first.ask("NEXUS", "EXPLAIN", "GET", KEY).decode()
+            lambda: (
+                direct.set(KEY, "old", px=1500)
+                and first.ask("GET", KEY) == b"$3\r\nold\r\n"
+                and "answer:hit" in first.ask("NEXUS", "EXPLAIN", "GET", KEY).decode()
+            )
         )
         raws = [leased.raw() for _ in range(20)]
         granted = stat(leased, "leases_granted")
