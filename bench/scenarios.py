@@ -106,9 +106,9 @@ def _cacheproxy(name: str, *flags: str, policy: str = "") -> Peer:
     return Peer(name, sys.executable, policy, (*command, *with_policy, *flags))
 
 
-def _gateway(name: str, config: str, *, refuses: bool = False) -> Peer:
+def _gateway(name: str, config: str, *flags: str, refuses: bool = False) -> Peer:
     command = ("-m", "nexus.gateway", "--config", "@CONFIG@", "--host", "127.0.0.1", *_LISTEN)
-    return Peer(name, sys.executable, config, command, ("services.json",), refuses)
+    return Peer(name, sys.executable, config, (*command, *flags), ("services.json",), refuses)
 
 
 def _redis_loads() -> tuple[Load, ...]:
@@ -225,6 +225,25 @@ SCENARIOS: Final = {
             ),
             _full_loads,
             "envoy",
+            ("nginx", "wrk"),
+            kafka=True,
+        ),
+        Scenario(
+            "http-features",
+            "Gateway, what is on beside the bare path: every policy; metrics, access log and 1 % "
+            "of traces; a second worker; everything",
+            _UPSTREAM,
+            _WEB,
+            (
+                _gateway("nexus, bare", "nexus-gateway-bare.yaml"),
+                _gateway("nexus, policies", "nexus-gateway-policies.yaml"),
+                _gateway("nexus, observed", "nexus-gateway-observed.yaml"),
+                _gateway("nexus, 2 workers", "nexus-gateway-bare.yaml", "--workers", "2"),
+                _gateway("nexus, everything", "nexus-gateway-full.yaml"),
+            ),
+            # All get the same bytes, a token among them.
+            lambda: (WrkLoad("64 connections", _PATH, headers=_bearer()),),
+            "nexus, bare",
             ("nginx", "wrk"),
             kafka=True,
         ),

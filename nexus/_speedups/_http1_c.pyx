@@ -149,6 +149,13 @@ cdef inline int identify(const unsigned char *name, int size) noexcept nogil:
     return 0
 
 
+cdef inline bint is_keep_alive(const unsigned char *value) noexcept nogil:
+    cdef int at = 0
+    while at < 10 and LOWER[value[at]] == <unsigned char>b"keep-alive"[at]:
+        at += 1
+    return at == 10
+
+
 cdef int hyphenated(const unsigned char *name, int size) noexcept nogil:
     """The categories that a name shares with its form with hyphens: `UNDERSCORED` of them."""
     cdef unsigned char form[NAME_SIZE]
@@ -497,9 +504,15 @@ cdef class Head:
         cdef bint close = False
         cdef bytes option, value
         cdef list options
+        cdef Field *field
         self.keep_alive = self.minor == 1
         if not self._count[CONNECTION]:
             return 0
+        if self._count[CONNECTION] == 1:
+            field = &self._fields[self._first[CONNECTION]]
+            if field.value_size == 10 and is_keep_alive(self._data + field.value):
+                self.keep_alive = True  # what nearly all say that say anything
+                return 0
         value = self.joined(CONNECTION).lower()
         if value == b"keep-alive":
             self.keep_alive = True

@@ -8,6 +8,8 @@ from cpython.mem cimport PyMem_Free
 
 from nexus.observability._out cimport (
     Out,
+    is_plain,
+    plain_text,
     put_byte,
     put_bytes,
     put_json,
@@ -57,7 +59,10 @@ cdef class CompletedEncoder:
         put_literal(out, b'","id":"')
         put_json(out, event_id)
         put_literal(out, b'","method":"')
-        put_json(out, wire_text(record.method, _MAX_METHOD) or "-")
+        if record.method and is_plain(record.method):
+            put_json(out, plain_text(record.method, _MAX_METHOD))
+        else:
+            put_json(out, wire_text(record.method, _MAX_METHOD) or "-")
         put_literal(out, b'","url":"')
         put_json(out, record.shown() or "-")
         put_literal(out, b'","route":"')

@@ -2,6 +2,7 @@ cimport cython
 from nexus._speedups._http1_c cimport RequestHead, ResponseHead
 from nexus.gateway._core_c cimport Core
 from nexus.gateway._envelope_c cimport is_wrappable
+from nexus.gateway._primitives cimport joined, length_field
 from nexus.gateway._request_c cimport ServedRequest
 from nexus.gateway._routes_c cimport Route
 

@@ -19,6 +19,7 @@ if not cython.compiled:
     from nexus.gateway._envelope_py import is_wrappable
     from nexus.gateway._request_py import ServedRequest
     from nexus.gateway._routes_py import Route
+    from nexus.gateway.buffers import joined, length_field
 
 __all__ = ["RESPONSE_DROP", "bodiless_length", "request_fields", "response_fields"]
 
@@ -46,7 +47,7 @@ def request_fields(request: ServedRequest, head: RequestHead) -> bytes:
     fields = head.fields(drop)
     if request.route.request_rules is not None:
         fields = request.route.request_rules.apply(fields, request, head.path)
-    return b"".join(
+    return joined(
         (
             fields,
             b"" if request.identity is None else request.identity.fields,
@@ -100,7 +101,7 @@ def _framing(head: RequestHead) -> bytes:
     if head.upgrade:
         return b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
     if head.content_length >= 0:
-        return b"Content-Length: %d\r\n" % head.content_length
+        return length_field(head.content_length)
     if head.chunked:
         return b"Transfer-Encoding: chunked\r\n"
     return b""
@@ -153,7 +154,7 @@ def bodiless_length(status: int, length: int, wraps: bool) -> bytes:
     """The length of the body that a GET would have had, where it still is that one."""
     if wraps or length < 0 or status == 204:
         return b""
-    return b"Content-Length: %d\r\n" % length
+    return length_field(length)
 
 
 def _location(value: bytes, route: Route) -> bytes:

@@ -1,5 +1,6 @@
 cimport cython
 from nexus._speedups._counters_c cimport Counter, Histogram
+from nexus.gateway._primitives cimport Dice, numbered
 from nexus.gateway._routes_c cimport Route
 from nexus.gateway._wheel_c cimport Wheel
 from nexus.policy._balance_c cimport Balancer, Server
@@ -40,12 +41,12 @@ cdef class Core:
     cdef bytes _stamp
     cdef long long _date_s
     cdef bytes _date
-    cdef bytes _drawn
-    cdef Py_ssize_t _drawn_at
+    cdef Dice _dice
     cdef dict _requests
     cdef dict _upstreams
     cdef dict _counters
     cdef dict _bodies
+    cdef dict _lines
     cdef readonly int max_head
     cdef readonly int max_line
     cdef readonly int max_fields
@@ -68,11 +69,11 @@ cdef class Core:
     cdef readonly bytes version_field
 
     cpdef object apply(self, object settings)
-    @cython.locals(at=Py_ssize_t)
     cpdef bytes request_id(self, long long wall_ms)
     @cython.locals(second=cython.longlong)
     cpdef bytes stamp(self, long long wall_ms)
-    cpdef bytes date(self, long long wall_s)
+    cpdef bytes date_field(self, long long wall_s)
+    cpdef bytes status_line(self, int status)
     cpdef bytes error_body(self, int status, str reason, str message)
     @cython.locals(series=Series)
     cpdef Series request_series(self, Route route, bytes method, int status)

@@ -33,6 +33,11 @@ if not cython.compiled:
     from nexus.gateway._wheel_py import Wheel
     from nexus.policy._balance_py import Server
 
+    def numbered(prefix: bytes, dice: random.Random) -> bytes:
+        """See ``_primitives.pxd``."""
+        return prefix + b"%012x" % dice.getrandbits(48)
+
+
 if TYPE_CHECKING:
     from nexus.gateway.settings import GatewaySettings
     from nexus.observability.recorder import Recorder
@@ -44,10 +49,6 @@ _VERSION_FIELD: Final = b"x-gateway-version: " + __version__.encode() + b"\r\n"
 _VIA: Final = b"Via: 1.1 nexus\r\n"
 #: Rendered error bodies kept; their number is bounded by reasons and messages in practice.
 _MAX_BODIES: Final = 256
-
-
-#: Request ids whose random parts are drawn at once.
-_DRAWN: Final = 64
 
 
 class Series:
@@ -108,13 +109,17 @@ class Core:
         self._stamp = b""
         self._date_s = -1
         self._date = b""
-        self._drawn = b""
-        self._drawn_at = 0
+        if not cython.compiled:
+            self._dice: Any = rng
+        else:
+            for index in range(4):
+                self._dice[index] = rng.getrandbits(64)
         self._requests: dict[tuple[bytes, str, int], Series] = {}
         self._upstreams: dict[tuple[str, bytes, int], Series] = {}
         self._counters: dict[Any, Any] = {}
         self.bad = metrics.counters("nexus_http_requests_bad_total")
         self._bodies: dict[Any, bytes] = {}
+        self._lines: dict[int, bytes] = {}
 
     def apply(self, settings: GatewaySettings) -> None:
         """Resolve what a request needs from the settings."""
@@ -152,12 +157,7 @@ class Core:
         if wall_ms != self._id_ms:
             self._id_ms = wall_ms
             self._id_prefix = b"nexus-%d-" % wall_ms
-        at = self._drawn_at
-        if at == len(self._drawn):
-            self._drawn = self.rng.randbytes(6 * _DRAWN).hex().encode()
-            at = 0
-        self._drawn_at = at + 12
-        return self._id_prefix + self._drawn[at : at + 12]
+        return numbered(self._id_prefix, self._dice)
 
     def stamp(self, wall_ms: int) -> bytes:
         """ISO 8601, UTC, milliseconds; only the milliseconds are made anew within a second."""
@@ -170,12 +170,20 @@ class Core:
             self._stamp = self._stamp_prefix + b"%03dZ" % (wall_ms - second * 1000)
         return self._stamp
 
-    def date(self, wall_s: int) -> bytes:
-        """``Date`` of replies that we make ourselves (RFC 9110 §6.6.1)."""
+    def date_field(self, wall_s: int) -> bytes:
+        """``Date`` of replies that we make ourselves (RFC 9110 §6.6.1), the whole line."""
         if wall_s != self._date_s:
             self._date_s = wall_s
-            self._date = formatdate(wall_s, usegmt=True).encode()
+            self._date = b"Date: %b\r\n" % formatdate(wall_s, usegmt=True).encode()
         return self._date
+
+    def status_line(self, status: int) -> bytes:
+        """Of replies that we make ourselves."""
+        line: bytes | None = self._lines.get(status)
+        if line is None:
+            phrase = REASON_PHRASES.get(status, "").encode()
+            line = self._lines[status] = b"HTTP/1.1 %d %b\r\n" % (status, phrase)
+        return line
 
     def error_body(self, status: int, reason: str, message: str) -> bytes:
         """``{"error", "message", "reason"}``; rendered once."""

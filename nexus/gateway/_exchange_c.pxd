@@ -9,6 +9,8 @@ from nexus.gateway._compose_c cimport (
 )
 from nexus.gateway._core_c cimport Core
 from nexus.gateway._envelope_c cimport suffix
+from nexus.gateway._ports_c cimport PoolPort
+from nexus.gateway._primitives cimport cut, joined, length_field
 from nexus.gateway._request_c cimport (
     COLLECTING,
     DONE,
@@ -27,15 +29,18 @@ cdef int _IDEMPOTENCY_KEY, _UPGRADE
 cdef class Exchange(Attempts):
     @cython.locals(route=Route, path=bytes)
     cpdef object forward(self, RequestHead head)
+    @cython.locals(upstream=UpstreamConnection, pool=PoolPort, data=bytes)
+    cpdef object on_connected(self, object connection)
     @cython.locals(core=Core, until=cython.longlong)
     cdef object _await_response(self)
     @cython.locals(state=cython.int)
     cpdef object on_request_body(self, bytes data, bint last)
     cdef object _too_large(self)
-    @cython.locals(status=cython.int, keep=cython.bint, wraps=cython.bint)
+    @cython.locals(status=cython.int, keep=cython.bint, wraps=cython.bint, block=bytes, extra=bytes)
     cpdef object on_response(self, object connection, ResponseHead head, bytes body, bint complete)
     cdef bint _idle_timeout(self, UpstreamConnection connection, ResponseHead head) except -1
     cdef object _set_aside(self, UpstreamConnection connection, ResponseHead head, bytes body, bint complete)
+    @cython.locals(data=bytes)
     cdef object _end(self, UpstreamConnection connection, bytes block, bytes extra, bytes body, bint keep)
     cdef object _stream(self, bytes block, bytes extra, bytes body, long long length, bint keep)
     cdef bytes _frame(self, bytes data)

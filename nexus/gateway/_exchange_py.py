@@ -41,6 +41,7 @@ if not cython.compiled:
         TUNNEL,
     )
     from nexus.gateway._upstream_py import UpstreamConnection
+    from nexus.gateway.buffers import cut, joined, length_field
 
 __all__ = ["Exchange"]
 
@@ -57,7 +58,7 @@ class Exchange(Attempts):
         """Pass the request to an upstream: make its bytes, then the first attempt."""
         route = self.route
         if route.rewrite is None:
-            path = head.path[len(route.prefix) :] or b"/"
+            path = cut(head.path, len(route.prefix), len(head.path)) or b"/"
         else:
             path = route.rewrite(head.path)
         query = head.query
@@ -77,10 +78,11 @@ class Exchange(Attempts):
         self._enter()
 
     def on_connected(self, connection: UpstreamConnection) -> None:
-        self.connection = connection
+        upstream = connection
+        self.connection = upstream
         self._state = SENT
-        pool = connection.pool
-        data = b"".join(
+        pool = upstream.pool
+        data = joined(
             (
                 self.method,
                 b" ",
@@ -90,13 +92,14 @@ class Exchange(Attempts):
                 pool.authority,
                 b"\r\n",
                 self._fields,
-                *self._held,
             )
         )
+        if self._held:
+            data = b"".join((data, *self._held))
         if self._held_size > self.core.buffer_bytes:
             self.replayable = False
             self._held.clear()
-        connection.begin(self, data, self.bodiless)
+        upstream.begin(self, data, self.bodiless)
         self._await_response()
         if not self.request_done:
             self.session.resume_request()
@@ -208,8 +211,8 @@ class Exchange(Attempts):
             self._end(connection, block, extra, b"", keep)
         elif complete:
             if wraps:
-                body = b"".join((PREFIX, body, suffix(self.request_id, self.stamp)))
-            self._end(connection, block, extra + b"Content-Length: %d\r\n" % len(body), body, keep)
+                body = joined((PREFIX, body, suffix(self.request_id, self.stamp)))
+            self._end(connection, block, extra + length_field(len(body)), body, keep)
         else:
             self.wraps = wraps
             self._stream(block, extra, body, head.content_length, keep)
@@ -241,8 +244,8 @@ class Exchange(Attempts):
             body = b""
         else:
             if wraps:
-                body = b"".join((PREFIX, body, suffix(self.request_id, self.stamp)))
-            extra += b"Content-Length: %d\r\n" % len(body)
+                body = joined((PREFIX, body, suffix(self.request_id, self.stamp)))
+            extra += length_field(len(body))
         self._fallback = (head.status, block, extra, body)
         if self.request_done:
             connection.release()
@@ -253,7 +256,7 @@ class Exchange(Attempts):
         self, connection: UpstreamConnection, block: bytes, extra: bytes, body: bytes, keep: bool
     ) -> None:
         """A response that is complete: one write."""
-        data = b"".join(
+        data = joined(
             (block, extra, self.core.via, ID_FIELD, self.request_id, self._last_fields(keep), body)
         )
         self.connection = None
@@ -271,7 +274,7 @@ class Exchange(Attempts):
         if length >= 0:
             if self.wraps:
                 length += len(PREFIX) + len(suffix(self.request_id, self.stamp))
-            extra += b"Content-Length: %d\r\n" % length
+            extra += length_field(length)
             self._chunked_out = False
         elif self.minor == 1:
             extra += b"Transfer-Encoding: chunked\r\n"
@@ -280,7 +283,7 @@ class Exchange(Attempts):
             self._chunked_out = False
             keep = False
         self._keep = keep
-        data = b"".join(
+        data = joined(
             (block, extra, self.core.via, ID_FIELD, self.request_id, self._last_fields(keep))
         )
         if body:

@@ -23,6 +23,8 @@ cdef class Phases:
     cdef public object denied
     cdef long long _interval
     cdef long long _burst
+    cdef long long _refused_wait
+    cdef bytes _refused_fields
 
     cpdef object set_limit(self, object limit)
     cpdef object identify(self, Exchange exchange, object peername)
@@ -34,6 +36,7 @@ cdef class Phases:
     @cython.locals(route=Route)
     cpdef object proceed(self, Exchange exchange, RequestHead head)
     cdef object _behind_proxy(self, Exchange exchange, RequestHead head)
+    @cython.locals(wait=cython.longlong)
     cdef object _too_many(self, Exchange exchange, long long taken)
     @cython.locals(router=Router, route=Route, preflight=bytes)
     cdef bytes _find_route(self, Exchange exchange, RequestHead head)

@@ -21,6 +21,7 @@ import cython  # type: ignore[import-untyped]
 from nexus._speedups.buckets import hash_key
 from nexus.gateway.auth import AuthError
 from nexus.gateway.clients import UNIX, Clients, canonical, limit_key
+from nexus.gateway.tokens import MISSING
 from nexus.wire.http1 import field
 
 if not cython.compiled:
@@ -43,6 +44,10 @@ _AUTHORIZATION: Final = field(b"authorization")
 _COOKIE: Final = field(b"cookie")
 _FORWARDED_FOR: Final = field(b"x-forwarded-for")
 _ORIGIN: Final = field(b"origin")
+
+_MISSING_REASON: Final = MISSING.reason
+_MISSING_TEXT: Final = str(MISSING)
+_MISSING_FIELDS: Final = MISSING.fields
 
 _CORS_REFUSALS: Final = {
     "cors_origin": "This origin may not use the route.",
@@ -94,10 +99,14 @@ class Phases:
         self.blocked: Callable[[str], bool] | None = None
         self._interval = 0
         self._burst = 0
+        #: Seconds of the last refusal, and its fields; -1: none yet.
+        self._refused_wait = -1
+        self._refused_fields = b""
 
     def set_limit(self, limit: RateLimit | None) -> None:
         """Use this limit from now on."""
         self.limit = limit
+        self._refused_wait = -1
         if limit is not None:
             self._interval = limit.interval_ns
             self._burst = limit.burst
@@ -206,9 +215,13 @@ class Phases:
 
     def _knows(self, exchange: Exchange, head: RequestHead, patient: bool) -> bool:
         """Whether the request proves whose it is; False also where it is held (``patient``)."""
+        authorization = head.value(_AUTHORIZATION)
+        if authorization is None:  # without an exception: that costs more than all the rest
+            exchange.reject(401, _MISSING_REASON, _MISSING_TEXT, _MISSING_FIELDS)
+            return False
         try:
             identity = self.authenticator.verify(  # type: ignore[union-attr]
-                head.value(_AUTHORIZATION), exchange.wall_ns / 1e9
+                authorization, exchange.wall_ns / 1e9
             )
         except AuthError as error:
             if patient and error.provider is not None:
@@ -247,15 +260,22 @@ class Phases:
             exchange.limit_key = hash_key(limit_key(ip), self._seed)
 
     def _too_many(self, exchange: Exchange, taken: int) -> None:
-        limit: Any = self.limit
-        extra = b"Retry-After: %d\r\nRateLimit: %b\r\nRateLimit-Policy: %b\r\n" % (
-            limit.retry_after(taken),
-            limit.fields(taken),
-            limit.policy_field,
+        # All who are to wait as many seconds are told the same.
+        wait = (999_999_999 - taken) // 1_000_000_000
+        if wait != self._refused_wait:
+            limit: Any = self.limit
+            self._refused_fields = b"".join(
+                (
+                    b"Retry-After: %d\r\n" % limit.retry_after(taken),
+                    b"RateLimit: %b\r\n" % limit.fields(taken),
+                    b"RateLimit-Policy: %b\r\n" % limit.policy_field,
+                )
+            )
+            self._refused_wait = wait
+        self.core.count("nexus_rate_limit_hits_total", exchange.ip)
+        exchange.reject(
+            429, "rate_limited", "Rate limit exceeded; retry later.", self._refused_fields
         )
-        core = self.core
-        core.count("nexus_rate_limit_hits_total", exchange.ip)
-        exchange.reject(429, "rate_limited", "Rate limit exceeded; retry later.", extra)
 
     def _announce(self, exchange: Exchange, taken: int) -> None:
         limit: Any = self.limit

@@ -27,4 +27,5 @@ cdef class Pool(PoolPort):
     @cython.locals(connection=UpstreamConnection, idle=list)
     cpdef object acquire(self, ResponseSink sink)
     cpdef object acquire_new(self, ResponseSink sink)
+    @cython.locals(rested=UpstreamConnection)
     cpdef object give_back(self, object connection)

@@ -160,21 +160,22 @@ class Pool(PoolPort):
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """A connection whose exchange is over and that can be used again."""
-        connection.rest(self._wheel.now)
+        rested = connection
+        rested.rest(self._wheel.now)
         waiting = self._waiting
         if self._waiting_new:
-            if connection.requests == 0:
+            if rested.requests == 0:
                 waiting = self._waiting_new
             elif len(self._open) + len(self._tasks) >= self._max:
-                connection.discard()  # its place is wanted for a new one
+                rested.discard()  # its place is wanted for a new one
                 return
         if waiting:
-            waiting.popleft().on_connected(connection)
+            waiting.popleft().on_connected(rested)
         elif self._closed:
-            connection.discard()
+            rested.discard()
         else:
-            self._idle.append(connection)
-            self._wheel.schedule(connection, self._wheel.now + self._keep_alive_ns)
+            self._idle.append(rested)
+            self._wheel.schedule(rested, self._wheel.now + self._keep_alive_ns)
 
     def forget(self, connection: UpstreamConnection) -> None:
         """The connection is closed."""

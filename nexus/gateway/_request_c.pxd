@@ -3,7 +3,7 @@ from nexus._speedups._http1_c cimport RequestHead
 from nexus.gateway._core_c cimport Core, Series
 from nexus.gateway._ports_c cimport ClientPort, ResponseSink
 from nexus.gateway._upstream_c cimport UpstreamConnection
-from nexus.gateway._primitives cimport monotonic_ns
+from nexus.gateway._primitives cimport joined, length_field, monotonic_ns
 from nexus.gateway._routes_c cimport Route
 from nexus.observability._record_c cimport RequestRecord
 from nexus.policy._balance_c cimport Server

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import cython  # type: ignore[import-untyped]
 
-from nexus.wire.http1 import REASON_PHRASES, field
+from nexus.wire.http1 import field
 
 if not cython.compiled:
     from time import monotonic_ns
@@ -26,6 +26,7 @@ if not cython.compiled:
     from nexus.gateway._core_py import Core
     from nexus.gateway._ports_py import ClientPort, ResponseSink
     from nexus.gateway._upstream_py import UpstreamConnection
+    from nexus.gateway.buffers import joined, length_field
     from nexus.observability._record_py import RequestRecord
 
 __all__ = ["ServedRequest"]
@@ -227,32 +228,35 @@ class ServedRequest(ResponseSink):
         core = self.core
         keep = self._keep and self.request_done and not core.draining
         self.status = status
-        head = b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nDate: %b\r\n" % (
-            status,
-            REASON_PHRASES.get(status, "").encode(),
-            content_type,
-            len(body),
-            core.date(self.wall_ns // 1_000_000_000),
+        self._send(
+            joined(
+                (
+                    core.status_line(status),
+                    b"Content-Type: ",
+                    content_type,
+                    b"\r\n",
+                    length_field(len(body)),
+                    core.date_field(self.wall_ns // 1_000_000_000),
+                    extra,
+                    self.shared,
+                    ID_FIELD,
+                    self.request_id,
+                    self._last_fields(keep),
+                    b"" if self.bodiless else body,
+                )
+            )
         )
-        data = b"".join(
-            (head, extra, self.shared, ID_FIELD, self.request_id, self._last_fields(keep))
-        )
-        if not self.bodiless:
-            data += body
-        self._send(data)
         self._finish(keep)
 
     def answer_empty(self, extra: bytes) -> None:
         """Answer 204, which has neither body nor length (RFC 9110 §8.6)."""
         keep = self._keep and self.request_done and not self.core.draining
         self.status = 204
-        date = self.core.date(self.wall_ns // 1_000_000_000)
         self._send(
-            b"".join(
+            joined(
                 (
-                    b"HTTP/1.1 204 No Content\r\nDate: ",
-                    date,
-                    b"\r\n",
+                    self.core.status_line(204),
+                    self.core.date_field(self.wall_ns // 1_000_000_000),
                     extra,
                     ID_FIELD,
                     self.request_id,

@@ -1,5 +1,6 @@
 cimport cython
 from nexus._speedups._http1_c cimport RequestHead
+from nexus.gateway._primitives cimport cut, slash
 
 
 @cython.final

@@ -22,6 +22,7 @@ import cython  # type: ignore[import-untyped]
 
 if not cython.compiled:
     from nexus._speedups._http1_py import RequestHead
+    from nexus.gateway.buffers import cut, slash
 
 __all__ = ["PROXIED_METHODS", "Node", "Route", "Router"]
 
@@ -226,12 +227,12 @@ class Router:
     ) -> Route | None:
         """``at``: where the next segment begins; -1: the path ends at this node."""
         if at >= 0 and not node.leaf:
-            end = path.find(b"/", at)
+            end = slash(path, at)
             if end < 0:
-                segment = path[at:]
+                segment = cut(path, at, len(path))
                 after = -1
             else:
-                segment = path[at:end]
+                segment = cut(path, at, end)
                 after = end + 1
             child = node.literals.get(segment)
             if child is not None:

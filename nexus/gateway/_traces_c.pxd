@@ -1,4 +1,5 @@
 cimport cython
+from nexus.gateway._primitives cimport Dice, drawn, low_bits, traceparent_line
 from nexus.gateway._request_c cimport ServedRequest
 
 
@@ -6,16 +7,14 @@ cdef class Tracer:
     cdef bint _recording
     cdef bint _always
     cdef object _sampler
-    cdef object _random
-    cdef str _digits
-    cdef Py_ssize_t _at
+    cdef bint _never
+    cdef unsigned long long _bound
+    cdef Dice _dice
 
     @cython.locals(parent=tuple)
     cpdef object open(self, ServedRequest request, bytes traceparent, bytes tracestate)
     cdef bint _sampled(self, str trace_id, object parent) except -1
-    @cython.locals(span_id=str)
+    @cython.locals(span_id=str, line=bytes)
     cpdef bytes outgoing(self, ServedRequest request)
     @cython.locals(span_id=str)
     cpdef bytes renew(self, ServedRequest request, bytes fields)
-    @cython.locals(at=Py_ssize_t)
-    cdef str _draw(self, Py_ssize_t digits)

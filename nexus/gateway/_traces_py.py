@@ -12,7 +12,8 @@ One source, compiled as ``_traces_c``.
 from __future__ import annotations
 
 import random
-from typing import Final
+import secrets
+from typing import Any
 
 import cython  # type: ignore[import-untyped]
 
@@ -27,35 +28,54 @@ from nexus.observability.tracecontext import (
 if not cython.compiled:
     from nexus.gateway._request_py import ServedRequest
 
-__all__ = ["Tracer"]
+    def drawn(dice: random.Random, digits: int) -> str:
+        """See ``_primitives.pxd``."""
+        return dice.randbytes(digits // 2).hex()
 
-#: Random bytes drawn at once: the ids of some thirty requests.
-_DRAWN: Final = 1024
+    def low_bits(trace_id: str) -> int:
+        """See ``_primitives.pxd``."""
+        return int(trace_id[16:], 16)
+
+    def traceparent_line(trace_id: str, span_id: str, sampled: bool) -> bytes:
+        """See ``_primitives.pxd``."""
+        return b"traceparent: %b\r\n" % format_traceparent(trace_id, span_id, sampled)
+
+
+__all__ = ["Tracer"]
 
 
 class Tracer:
     """Decides sampling before anything is allocated for a span."""
 
-    __slots__ = ("_always", "_at", "_digits", "_random", "_recording", "_sampler")
+    __slots__ = ("_always", "_bound", "_dice", "_never", "_recording", "_sampler")
 
     def __init__(self, sampling: Sampling | None) -> None:
         """``sampling``: which traces are sampled; ``None``: there are no spans."""
         self._recording = sampling is not None
         chosen = sampling or Sampling(0.0)
-        self._always = chosen.ratio >= 1.0
         self._sampler = Sampler(chosen.ratio, chosen.parent_based)
+        self._always = chosen.ratio >= 1.0
+        self._never = chosen.ratio <= 0.0
+        #: What ``_sampler`` compares with; it decides where the client has decided, too.
+        self._bound = 0 if self._always else self._sampler.bound
         # Made in the worker, so no two workers draw alike. Not for secrets.
-        self._random = random.Random()
-        self._digits = ""
-        self._at = 0
+        if not cython.compiled:
+            self._dice: Any = random.Random()
+        else:
+            for index in range(4):
+                self._dice[index] = secrets.randbits(64)
 
     def open(
         self, request: ServedRequest, traceparent: bytes | None, tracestate: bytes | None
     ) -> None:
-        """Give the request its ids; a ``traceparent`` that is malformed is ignored."""
+        """Give the request its ids; a ``traceparent`` that is malformed is ignored.
+
+        All digits zero, which W3C calls invalid, is one draw in 2⁶⁴ or fewer, and then an upstream
+        begins a trace of its own.
+        """
         parent = parse_traceparent(traceparent) if traceparent is not None else None
         if parent is None:
-            request.trace_id = self._draw(32)
+            request.trace_id = drawn(self._dice, 32)
             request.sampled = self._sampled(request.trace_id, None)
         else:
             trace_id, span_id, sampled = parent
@@ -64,41 +84,33 @@ class Tracer:
             request.sampled = self._sampled(request.trace_id, sampled)
             if tracestate:
                 request.tracestate = parse_tracestate((tracestate,))
-        request.span_id = self._draw(16)
+        request.span_id = drawn(self._dice, 16)
 
     def _sampled(self, trace_id: str, parent: bool | None) -> bool:
-        if self._always and parent is None:
-            return True
+        if parent is None:
+            if self._always or self._never:
+                return self._always
+            return low_bits(trace_id) < self._bound
         return bool(self._sampler.decide(trace_id, parent))
 
     def outgoing(self, request: ServedRequest) -> bytes:
         """The field lines for the upstream; its parent is our client span where we have one."""
         if self._recording:
-            span_id = request.upstream_span_id = self._draw(16)
+            span_id = request.upstream_span_id = drawn(self._dice, 16)
         else:
             span_id = request.parent_span_id or request.span_id
-        parent = format_traceparent(request.trace_id, span_id, request.sampled)
+        line = traceparent_line(request.trace_id, span_id, request.sampled)
         if request.tracestate:
-            return b"traceparent: " + parent + b"\r\ntracestate: " + request.tracestate + b"\r\n"
-        return b"traceparent: " + parent + b"\r\n"
+            return line + b"tracestate: " + request.tracestate + b"\r\n"
+        return line
 
     def renew(self, request: ServedRequest, fields: bytes) -> bytes:
         """``fields`` of another attempt: a span of its own, by which its upstream knows it."""
         if not self._recording:
             return fields
         before = format_traceparent(request.trace_id, request.upstream_span_id, request.sampled)
-        span_id = request.upstream_span_id = self._draw(16)
+        span_id = request.upstream_span_id = drawn(self._dice, 16)
         # Nobody outside knew that id, so it stands in our own field alone.
         return fields.replace(
             before, format_traceparent(request.trace_id, span_id, request.sampled)
         )
-
-    def _draw(self, digits: int) -> str:
-        """So many lower-case hex digits. All of them zero, which W3C calls invalid, is one draw in
-        2⁶⁴ or fewer, and then an upstream begins a trace of its own."""
-        at = self._at
-        if at + digits > len(self._digits):
-            self._digits = self._random.randbytes(_DRAWN).hex()
-            at = 0
-        self._at = at + digits
-        return self._digits[at : at + digits]

@@ -30,7 +30,7 @@ from nexus.gateway.guard import check_role, check_scope
 from nexus.gateway.identity import Identity
 from nexus.gateway.providers import check_providers
 from nexus.gateway.secrethash import HashedSecret, is_hashed
-from nexus.gateway.tokens import OWN_ALGORITHM, AuthError, TokenVerifier
+from nexus.gateway.tokens import MISSING, OWN_ALGORITHM, AuthError, TokenVerifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -215,7 +215,7 @@ class Authenticator:
         ``now`` is Unix time in seconds.
         """
         if authorization is None:
-            raise AuthError("missing_token", "the Authorization header is missing")
+            raise AuthError(MISSING.reason, str(MISSING))
         known = self._verified.get(authorization)
         if known is not None:
             self._count_hit()

@@ -77,6 +77,11 @@ class AuthError(NexusError):
         return b'Bearer realm="nexus", error="invalid_token"'
 
 
+#: What is said where there is no ``Authorization``; never raised itself, or it would collect
+#: traces.
+MISSING: Final = AuthError("missing_token", "the Authorization header is missing")
+
+
 class TokenVerifier:
     """Checks tokens by configuration; holds no state but the providers' keys."""
 

@@ -11,6 +11,8 @@ from cpython.mem cimport PyMem_Free
 
 from nexus.observability._out cimport (
     Out,
+    is_plain,
+    plain_text,
     put_byte,
     put_bytes,
     put_json,
@@ -59,8 +61,12 @@ cdef class AccessLineEncoder:
 
     cdef int _line(self, RequestRecord record) except -1:
         cdef Out *out = &self._out
-        cdef str method = wire_text(record.method, 32)
+        cdef str method
         cdef str target = record.shown()
+        if is_plain(record.method):
+            method = plain_text(record.method, 32)
+        else:
+            method = wire_text(record.method, 32)
         put_literal(out, b'{"timestamp":"')
         self._put_stamp(out, record.started_ns)
         if record.status >= 500:

@@ -4,6 +4,7 @@ from cpython.mem cimport PyMem_Realloc
 from libc.string cimport memcpy, strlen
 
 cdef extern from "Python.h":
+    str PyUnicode_DecodeASCII(const char *data, Py_ssize_t size, const char *errors)
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 cdef struct Out:
@@ -135,6 +136,25 @@ cdef inline int varint_size(unsigned long long value) noexcept:
         size += 1
         value >>= 7
     return size
+
+
+cdef inline bint is_plain(bytes wire) noexcept:
+    """`redaction.is_plain`."""
+    cdef const unsigned char *data = <const unsigned char *>PyBytes_AS_STRING(wire)
+    cdef Py_ssize_t at
+    for at in range(PyBytes_GET_SIZE(wire)):
+        if data[at] >= 128 or data[at] == c"?" or data[at] == c"@":
+            return False
+        # A NUL stands behind every bytes object.
+        if data[at] == c"e" and data[at + 1] == c"y" and data[at + 2] == c"J":
+            return False
+    return True
+
+
+cdef inline str plain_text(bytes wire, Py_ssize_t limit):
+    """The first `limit` bytes of what `is_plain`; what `redact_target` and `wire_text` make of it."""
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(wire)
+    return PyUnicode_DecodeASCII(PyBytes_AS_STRING(wire), size if size < limit else limit, NULL)
 
 
 cdef inline bytes taken(Out *out):

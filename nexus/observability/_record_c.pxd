@@ -1,4 +1,5 @@
 cimport cython
+from nexus.observability._out cimport is_plain, plain_text
 
 
 cdef int MAX_TARGET

@@ -10,7 +10,17 @@ One source, compiled as ``_record_c``.
 
 from __future__ import annotations
 
+import cython  # type: ignore[import-untyped]
+
 from nexus.observability.redaction import redact_target
+
+if not cython.compiled:
+    from nexus.observability.redaction import is_plain
+
+    def plain_text(wire: bytes, limit: int) -> str:
+        """See ``_out.pxd``."""
+        return wire[:limit].decode()
+
 
 __all__ = ["RequestRecord"]
 
@@ -117,6 +127,9 @@ class RequestRecord:
         """
         shown = self._shown
         if shown is None:
-            shown = redact_target(self.target, MAX_TARGET)
+            if is_plain(self.target):  # most are
+                shown = plain_text(self.target, MAX_TARGET)
+            else:
+                shown = redact_target(self.target, MAX_TARGET)
             self._shown = shown
         return shown

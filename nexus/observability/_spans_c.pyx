@@ -11,6 +11,8 @@ from libc.string cimport strlen
 from nexus.observability._out cimport (
     Out,
     PyUnicode_AsUTF8AndSize,
+    is_plain,
+    plain_text,
     put,
     put_byte,
     put_bytes,
@@ -164,7 +166,12 @@ cdef class SpanEncoder:
         cdef bint error = status >= 400 or status == 0
         cdef char own[8]
         cdef str method = record.method.decode("latin-1")
-        cdef str target = redact_target(record.upstream_target or record.target, _MAX_URL_CHARS)
+        cdef bytes wire = record.upstream_target or record.target
+        cdef str target
+        if is_plain(wire):  # most are
+            target = plain_text(wire, _MAX_URL_CHARS)
+        else:
+            target = redact_target(wire, _MAX_URL_CHARS)
         cdef str url = upstream
         cdef str host, service
         cdef int port

@@ -15,6 +15,7 @@ from typing import Any, Final
 from nexus.redact import MASK, mask_password
 
 __all__ = [
+    "is_plain",
     "redact_fields",
     "redact_target",
     "redact_text",
@@ -169,10 +170,17 @@ def wire_text(wire: bytes, limit: int) -> str:
     return wire[:limit].decode("utf-8", "backslashreplace")[:limit] if wire else ""
 
 
+def is_plain(wire: bytes) -> bool:
+    """Whether a request target is ASCII in which nothing of what is looked for can be."""
+    # Not `in`, which first tries whether the needle is a number, and fails by an exception.
+    find = wire.find
+    return find(b"?") < 0 and find(b"@") < 0 and find(b"eyJ") < 0 and wire.isascii()
+
+
 def redact_target(wire: bytes, limit: int) -> str:
     """A request target as everything that leaves us shows it: logs, spans, telemetry, events."""
-    if b"?" not in wire and b"@" not in wire and b"eyJ" not in wire and wire.isascii():
-        return wire[:limit].decode()  # most targets: nothing of what is looked for can be in it
+    if is_plain(wire):
+        return wire[:limit].decode()  # most targets
     return redact_url(wire_text(wire, limit))[:limit]
 
 

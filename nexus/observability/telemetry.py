@@ -2,13 +2,18 @@
 
 Each worker writes into its own ring of fixed cells in shared memory; the page reads all rings. A
 cell carries a checksum, so a reader that meets one being overwritten leaves it out.
+
+Most entries of a busy worker are pushed out before anybody sees them. So on a running loop entries
+are written at most every 250 ms, and only the last ones, which are all that the ring can hold.
 """
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import struct
 import zlib
+from collections import deque
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +28,9 @@ __all__ = ["Telemetry", "TelemetryMemory"]
 CELL_BYTES: Final = 1024
 _HEAD: Final = struct.Struct("<QII")  # start, nanoseconds since the epoch; length; CRC-32
 _MAX_TARGET: Final = 256
+
+#: Seconds between two writes.
+INTERVAL_SECONDS: Final = 0.25
 
 
 class TelemetryMemory:
@@ -70,19 +78,50 @@ class Telemetry:
         self._memory: Final = memory if memory is not None else TelemetryMemory(entries)
         self._worker: Final = worker
         self._next = 0
+        self._fresh: Final[deque[RequestRecord]] = deque(maxlen=self._memory.entries)
+        self._armed: asyncio.TimerHandle | None = None
         self._stamps: Final = Stamps()
         self._encode: Final = msgspec.json.Encoder().encode
 
     def consume(self, records: list[RequestRecord]) -> None:
-        entries = self._memory.entries
-        # Of a batch larger than the ring only the end can survive.
-        for record in records[-entries:] if entries else ():
+        self._fresh.extend(records)
+        if self._armed is None:
+            self._write()
+            self._arm()
+
+    async def start(self) -> None:
+        """Nothing to open."""
+
+    async def stop(self, deadline_seconds: float) -> None:  # noqa: ARG002  (it takes no time)
+        """Write what waits."""
+        if self._armed is not None:
+            self._armed.cancel()
+            self._armed = None
+        self._write()
+
+    def _arm(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # none: every batch is written at once
+        self._armed = loop.call_later(INTERVAL_SECONDS, self._write_more)
+
+    def _write_more(self) -> None:
+        self._armed = None
+        if self._fresh:
+            self._write()
+            self._arm()
+
+    def _write(self) -> None:
+        fresh = self._fresh
+        while fresh:
+            record = fresh.popleft()
             entry = _entry(record, self._stamps.iso(record.started_ns))
             payload = self._encode(entry)
             if len(payload) > CELL_BYTES - _HEAD.size:
                 payload = self._encode({**entry, "url": "", "method": "", "clientId": ""})
             self._memory.write(self._worker, self._next, record.started_ns, payload)
-            self._next = (self._next + 1) % entries
+            self._next = (self._next + 1) % self._memory.entries
 
     def recent(self) -> list[dict[str, Any]]:
         """The last requests, newest first; fields as in the contract, latency in milliseconds."""

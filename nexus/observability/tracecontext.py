@@ -125,11 +125,12 @@ class Sampler:
         caller's decision is followed, or every trace is drawn alike."""
         if not 0.0 <= ratio <= 1.0:
             raise ValueError(f"ratio: expected 0 to 1, got {ratio}")
-        self._bound: Final = round(ratio * 2**64)
+        #: Of 2⁶⁴: a trace id below it is sampled.
+        self.bound: Final = round(ratio * 2**64)
         self._parent_based: Final = parent_based
 
     def decide(self, trace_id: str, parent_sampled: bool | None) -> bool:
         """Whether to trace; ``parent_sampled`` is ``None`` at a root."""
         if parent_sampled is not None and self._parent_based:
             return parent_sampled
-        return int(trace_id[16:], 16) < self._bound
+        return int(trace_id[16:], 16) < self.bound

@@ -12,6 +12,7 @@ import time
 import pytest
 from gateway_process import GatewayProcess
 from gateway_upstream import JSON, Upstream
+from support.waiting import eventually
 
 SECRET = "0123456789abcdef0123456789abcdef"
 AUTH = {
@@ -53,9 +54,12 @@ def test_authentication(start_gateway, upstream_a: Upstream) -> None:  # type: i
     assert gateway.request("/auth/token", "POST", bytes(9000)).status == 413
     assert gateway.request("/auth/token").status == 405
     assert gateway.request("/auth/token").value("allow") == "POST"
-    time.sleep(0.2)  # records are handed over in batches, every 50 ms
-    recent = gateway.request("/telemetry", "GET", None, bearer).json
-    assert any(r["clientId"] == "shop" and r["url"] == "/api/json" for r in recent)
+
+    def told() -> bool:  # records are handed over in batches, and written every 250 ms
+        recent = gateway.request("/telemetry", "GET", None, bearer).json
+        return any(r["clientId"] == "shop" and r["url"] == "/api/json" for r in recent)
+
+    assert eventually(told)
     assert SECRET not in gateway.output()
     assert "horse" not in gateway.output()
 
