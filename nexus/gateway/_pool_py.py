@@ -180,6 +180,7 @@ class Pool(PoolPort):
     def forget(self, connection: UpstreamConnection) -> None:
         """The connection is closed."""
         self._open.discard(connection)
+        self._wheel.drop(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         if self.waiting:

@@ -29,3 +29,16 @@ cdef class ClientPort(Timed):
     cpdef object break_off(self)
     cpdef object pause_request(self)
     cpdef object resume_request(self)
+
+
+cdef class Nobody(ClientPort):
+    cpdef object send(self, bytes data)
+    cpdef object response_done(self, bint keep)
+    cpdef object tunnel(self)
+    cpdef object tunnel_ended(self)
+    cpdef object break_off(self)
+    cpdef object pause_request(self)
+    cpdef object resume_request(self)
+
+
+cdef Nobody NOBODY

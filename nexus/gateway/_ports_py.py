@@ -14,7 +14,7 @@ connection knows the exchange that uses it only as a :class:`ResponseSink`. One 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import cython  # type: ignore[import-untyped]
 
@@ -25,7 +25,7 @@ if not cython.compiled:
 if TYPE_CHECKING:
     from nexus.gateway._upstream_py import UpstreamConnection
 
-__all__ = ["ClientPort", "PoolPort", "ResponseSink"]
+__all__ = ["ClientPort", "Nobody", "PoolPort", "ResponseSink"]
 
 
 class PoolPort:
@@ -123,3 +123,33 @@ class ClientPort(Timed):
     def resume_request(self) -> None:
         """Read on."""
         raise NotImplementedError
+
+
+class Nobody(ClientPort):
+    """The client's side once the client is gone: what is still said to it is not heard."""
+
+    __slots__ = ()
+
+    def send(self, data: bytes) -> None:
+        pass
+
+    def response_done(self, keep: bool) -> None:
+        pass
+
+    def tunnel(self) -> None:
+        pass
+
+    def tunnel_ended(self) -> None:
+        pass
+
+    def break_off(self) -> None:
+        pass
+
+    def pause_request(self) -> None:
+        pass
+
+    def resume_request(self) -> None:
+        pass
+
+
+NOBODY: Final = Nobody()

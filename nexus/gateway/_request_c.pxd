@@ -1,7 +1,7 @@
 cimport cython
 from nexus._speedups._http1_c cimport RequestHead
 from nexus.gateway._core_c cimport Core, Series
-from nexus.gateway._ports_c cimport ClientPort, ResponseSink
+from nexus.gateway._ports_c cimport NOBODY, ClientPort, ResponseSink
 from nexus.gateway._upstream_c cimport UpstreamConnection
 from nexus.gateway._primitives cimport joined, length_field, monotonic_ns
 from nexus.gateway._routes_c cimport Route
@@ -97,6 +97,7 @@ cdef class ServedRequest(ResponseSink):
     cpdef object begin(self, RequestHead head, bint has_body)
     cpdef object begin_refused(self)
     cpdef object hold(self)
+    cpdef object detach(self)
     cpdef object let_go(self)
     cpdef object note(self, RequestHead head)
     @cython.locals(core=Core)

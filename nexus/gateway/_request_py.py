@@ -24,7 +24,7 @@ if not cython.compiled:
 
     from nexus._speedups._http1_py import RequestHead
     from nexus.gateway._core_py import Core
-    from nexus.gateway._ports_py import ClientPort, ResponseSink
+    from nexus.gateway._ports_py import NOBODY, ClientPort, ResponseSink
     from nexus.gateway._upstream_py import UpstreamConnection
     from nexus.gateway.buffers import joined, length_field
     from nexus.observability._record_py import RequestRecord
@@ -132,6 +132,11 @@ class ServedRequest(ResponseSink):
         """A limit must ask Redis: the request waits; its head is kept by whoever parsed it."""
         self._state = HELD
         self.held = True
+
+    def detach(self) -> None:
+        """The session is gone: neither it nor the wheel keeps the other in memory."""
+        self.core.wheel.drop(self)
+        self.session = NOBODY
 
     def let_go(self) -> None:
         """The limits admit the request."""

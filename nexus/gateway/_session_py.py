@@ -152,11 +152,12 @@ class Session(ClientPort):
     def connection_lost(self, _exc: Exception | None) -> None:
         self._state = _CLOSED
         self._out.close()
-        self.deadline = 0
+        self.core.wheel.drop(self)
         self.core.connections -= 1
         self._sessions.discard(self)
         self._pending = None
         self.exchange.cancel(499, "client_disconnected")
+        self.exchange.detach()
 
     def pause_writing(self) -> None:
         self._blocked = True

@@ -14,7 +14,9 @@ cdef class Wheel:
     cdef readonly long long now
     cdef long long _tick
     cdef list _slots
-    @cython.locals(tick=cython.longlong)
+    @cython.locals(tick=cython.longlong, entry=cython.longlong)
     cpdef object schedule(self, Timed timed, long long deadline)
-    @cython.locals(last=cython.longlong, timed=Timed, due=list, place=cython.longlong)
+    @cython.locals(entry=cython.longlong)
+    cpdef object drop(self, Timed timed)
+    @cython.locals(last=cython.longlong, timed=Timed, due=set, place=cython.longlong)
     cpdef object advance(self, long long now)

@@ -4,8 +4,11 @@
 One source, compiled as ``_wheel_c``. Whoever has a deadline derives from :class:`Timed` and has at
 most one valid entry in the wheel. Moving a deadline *later*, which is what keep-alive connections
 do all the time, writes one integer: the entry fires at its old place, sees that it is early and
-moves. Only a deadline *earlier* than the entry costs a new entry; the old one is then stale and is
-skipped when its turn comes. (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987.)
+moves. Only a deadline *earlier* than the entry costs a new entry. (Varghese and Lauck, "Hashed and
+Hierarchical Timing Wheels", 1987.)
+
+The wheel holds whoever has an entry: say :meth:`Wheel.drop` of what is over, or it stays in memory
+until its old place comes round (25 s of closed connections were 300 MiB).
 
 A deadline fires at most one tick late and never early.
 """
@@ -48,7 +51,7 @@ class Wheel:
     def __init__(self, now: int) -> None:
         self.now = now
         self._tick = now // _TICK
-        self._slots: list[list[Timed]] = [[] for _ in range(_SLOTS)]
+        self._slots: list[set[Timed]] = [set() for _ in range(_SLOTS)]
 
     def schedule(self, timed: Timed, deadline: int) -> None:
         """Set (or move) the deadline of ``timed``, monotonic nanoseconds."""
@@ -58,9 +61,20 @@ class Wheel:
             tick = self._tick + 1
         elif tick >= self._tick + _SLOTS:
             tick = self._tick + _SLOTS - 1
-        if timed.entry == 0 or tick < timed.entry:
+        entry = timed.entry
+        if entry == 0 or tick < entry:
+            if entry:
+                self._slots[entry % _SLOTS].discard(timed)
             timed.entry = tick
-            self._slots[tick % _SLOTS].append(timed)
+            self._slots[tick % _SLOTS].add(timed)
+
+    def drop(self, timed: Timed) -> None:
+        """``timed`` has no deadline any more, and will have none."""
+        timed.deadline = 0
+        entry = timed.entry
+        if entry:
+            timed.entry = 0
+            self._slots[entry % _SLOTS].discard(timed)
 
     def advance(self, now: int) -> None:
         """Fire every deadline that has passed by ``now``."""
@@ -72,10 +86,10 @@ class Wheel:
             due = self._slots[place]
             if not due:
                 continue
-            self._slots[place] = []
+            self._slots[place] = set()
             for timed in due:
                 if timed.entry != self._tick:
-                    continue
+                    continue  # moved or dropped by one of those before it
                 timed.entry = 0
                 if timed.deadline == 0:
                     continue

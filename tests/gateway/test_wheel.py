@@ -1,0 +1,76 @@
+"""Deadlines of a worker: on time, movable, and no hold on what is over."""
+
+from __future__ import annotations
+
+import gc
+import random
+import weakref
+
+from nexus.gateway.wheel import TICK_NS, Timed, Wheel
+
+
+class Clock(Timed):
+    """Writes down when it rang."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rang: list[int] = []
+
+    def on_deadline(self, now: int) -> None:
+        self.rang.append(now)
+
+
+def test_a_deadline_rings_once_at_most_a_tick_late_and_never_early() -> None:
+    rng = random.Random(5)
+    wheel = Wheel(1)
+    clocks = [(Clock(), rng.randrange(1, 60 * 10**9)) for _ in range(200)]
+    for clock, deadline in clocks:
+        # From anywhere to anywhere: later costs nothing, earlier moves the entry.
+        wheel.schedule(clock, rng.randrange(1, 60 * 10**9))
+        wheel.schedule(clock, deadline)
+    for now in range(1, 61 * 10**9, TICK_NS // 2):
+        wheel.advance(now)
+    for clock, deadline in clocks:
+        assert len(clock.rang) == 1
+        assert deadline <= clock.rang[0] <= deadline + 2 * TICK_NS
+
+
+def test_what_is_dropped_does_not_ring_and_is_not_held() -> None:
+    wheel = Wheel(1)
+    clock = Clock()
+    gone = weakref.ref(clock)
+    rang = clock.rang
+    for deadline in (30 * 10**9, 5 * 10**9, 10**9, 20 * 10**9):
+        wheel.schedule(clock, deadline)
+    wheel.drop(clock)
+    gc.disable()
+    try:
+        del clock
+        assert gone() is None
+    finally:
+        gc.enable()
+    wheel.advance(60 * 10**9)
+    assert rang == []
+
+
+def test_one_that_rings_may_move_and_drop_others_of_its_tick() -> None:
+    wheel = Wheel(1)
+    dropped, moved, later = Clock(), Clock(), 10 * 10**9
+
+    class Ringing(Clock):
+        def on_deadline(self, now: int) -> None:
+            super().on_deadline(now)
+            wheel.drop(dropped)
+            wheel.schedule(moved, later)
+
+    ringing = [Ringing() for _ in range(8)]
+    for clock in (*ringing, dropped, moved):
+        wheel.schedule(clock, 10**9)
+    wheel.advance(2 * 10**9)
+    assert all(len(clock.rang) == 1 for clock in ringing)
+    # Which of one tick rings first is not said.
+    assert len(dropped.rang) <= 1
+    moves = len(moved.rang)
+    assert moves <= 1
+    wheel.advance(later + 2 * TICK_NS)
+    assert len(moved.rang) == moves + 1
