@@ -31,14 +31,15 @@ _PLACE: Final = re.compile(
     re.DOTALL,
 )
 
-#: Scenarios in the order of the tables: what they are called there, and which peer is ours.
+#: Scenarios in the order of the tables, and what they are called there.
 _SCENARIOS: Final = {
-    "redis": ("cacheproxy, pass-through", "nexus"),
-    "redis-transactions": ("cacheproxy, transactions", "nexus"),
-    "redis-cached": ("cacheproxy, near-cache", "nexus, near-cache"),
-    "http": ("gateway, bare", "nexus"),
-    "http-full": ("gateway, everything on", "nexus"),
-    "http-rejected": ("gateway, refusing (429)", "nexus, 429"),
+    "redis": "cacheproxy, pass-through",
+    "redis-transactions": "cacheproxy, transactions",
+    "redis-cached": "cacheproxy, near-cache",
+    "http": "gateway, bare",
+    "http-full": "gateway, everything on",
+    "http-rejected": "gateway, refusing",
+    "http-features": "gateway, what is on",
 }
 _NOTHING: Final = "Nothing is measured yet.\n"
 
@@ -56,13 +57,19 @@ def _cost(row: Mapping[str, Any]) -> float:
     return float(row["backend_us"] if row["proxy_us"] is None else row["proxy_us"])
 
 
-def _pairs(document: Mapping[str, Any], ours: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(ours, the reference) for each load that both ran."""
+def _load(row: Mapping[str, Any]) -> str:
+    """The load, and which of ours it is where there are several."""
+    which = row["target"].removeprefix("nexus").lstrip(", ")
+    return f"{row['load']}: {which}" if which else str(row["load"])
+
+
+def _pairs(document: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(one of ours, the reference) for each load that both ran."""
     rows = {(row["load"], row["target"]): row for row in document["medians"]}
     return [
         (row, rows[load, document["reference"]])
         for (load, target), row in rows.items()
-        if target == ours and row["ratio"] and (load, document["reference"]) in rows
+        if target.startswith("nexus") and row["ratio"] and (load, document["reference"]) in rows
     ]
 
 
@@ -86,12 +93,11 @@ def peers(results: Path) -> str:
     lines = ["| | load | Nexus, CPU µs/op | beside | its CPU µs/op | ratio (quartiles) |"]
     lines.append("|---|---|---|---|---|---|")
     for name, document in documents.items():
-        title, ours = _SCENARIOS[name]
-        role = f"[{title}](@bench/results/peers-{name}.md)"
-        for row, other in _pairs(document, ours):
+        role = f"[{_SCENARIOS[name]}](@bench/results/peers-{name}.md)"
+        for row, other in _pairs(document):
             middle, low, high = row["ratio"]
             lines.append(
-                f"| {role} | {row['load']} | {_cost(row):.2f} "
+                f"| {role} | {_load(row)} | {_cost(row):.2f} "
                 f"| {document['reference']} | {_cost(other):.2f} "
                 f"| **{middle:.2f}** ({low:.2f} to {high:.2f}) |"
             )
@@ -106,15 +112,15 @@ def latencies(results: Path) -> str:
     lines = ["| | load | Nexus p50 / p99 / p99.9 ms | beside | its p50 / p99 / p99.9 ms |"]
     lines.append("|---|---|---|---|---|")
     for name, document in _documents(results).items():
-        title, ours = _SCENARIOS[name]
-        for row, other in _pairs(document, ours):
+        title = _SCENARIOS[name]
+        for row, other in _pairs(document):
             if row["load"].startswith("open loop"):
                 mine, its = (
                     " / ".join(f"{of[key]:.2f}" for key in ("p50_ms", "p99_ms", "p999_ms"))
                     for of in (row, other)
                 )
                 lines.append(
-                    f"| {title} | {row['load']} | {mine} | {document['reference']} | {its} |"
+                    f"| {title} | {_load(row)} | {mine} | {document['reference']} | {its} |"
                 )
     return "\n".join(lines) + "\n" if len(lines) > 2 else _NOTHING
 

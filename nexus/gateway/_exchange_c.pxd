@@ -33,7 +33,7 @@ cdef class Exchange(Attempts):
     cpdef object on_connected(self, object connection)
     @cython.locals(core=Core, until=cython.longlong)
     cdef object _await_response(self)
-    @cython.locals(state=cython.int)
+    @cython.locals(state=cython.int, corked=bytes)
     cpdef object on_request_body(self, bytes data, bint last)
     cdef object _too_large(self)
     @cython.locals(status=cython.int, keep=cython.bint, wraps=cython.bint, block=bytes, extra=bytes)

@@ -99,6 +99,9 @@ class Exchange(Attempts):
         if self._held_size > self.core.buffer_bytes:
             self.replayable = False
             self._held.clear()
+        if self.body_at_hand and not self._held:
+            self._corked = data  # one send, and the upstream is woken once
+            data = b""
         upstream.begin(self, data, self.bodiless)
         self._await_response()
         if not self.request_done:
@@ -135,16 +138,18 @@ class Exchange(Attempts):
             data = chunk(data) if data else b""
             if last:
                 data += LAST_CHUNK
-        if not data:
+        corked = self._corked
+        self._corked = b""
+        if not data and not corked:
             return
-        if self.replayable:
+        if data and self.replayable:
             self._held.append(data)
             self._held_size += len(data)
         if state in (SENT, STREAMING):
             if self._held_size > self.core.buffer_bytes and self.replayable:
                 self.replayable = False
                 self._held.clear()
-            self.connection.write(data)
+            self.connection.write(corked + data if corked else data)
             if last and state == SENT:
                 self._await_response()
         elif self._held_size > self.core.buffer_bytes and not last:

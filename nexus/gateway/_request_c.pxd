@@ -46,6 +46,8 @@ cdef class ServedRequest(ResponseSink):
     cdef readonly long long bytes_out
     cdef readonly bint replayable
     cdef readonly bint request_done
+    cdef public bint body_at_hand
+    cdef bytes _corked
     cdef readonly bint proxied
     cdef readonly bint wraps
     cdef readonly int upstream_status

@@ -86,6 +86,10 @@ class ServedRequest(ResponseSink):
         self.bytes_out = 0
         self.replayable = True
         self.request_done = True
+        #: Whether the first bytes of the body follow within this call of the session.
+        self.body_at_hand = False
+        #: The upstream request's head, which waits for them.
+        self._corked = b""
         self.proxied = False
         self.wraps = False
         self.upstream_status = 0

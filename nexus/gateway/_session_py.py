@@ -234,7 +234,9 @@ class Session(ClientPort):
             self.deadline = 0
         exchange = self.exchange
         exchange.begin(head, has_body)
+        exchange.body_at_hand = has_body and self._more
         self.phases.run(exchange, head)
+        exchange.body_at_hand = False
         if exchange.held:
             # The buffer is not ours for long: a head of its own, over a copy.
             kept = copied(buffer, at, at + used)

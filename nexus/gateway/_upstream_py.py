@@ -72,7 +72,7 @@ class UpstreamConnection(Timed):
     # ---------------------------------------------------------------------------- for the sink
 
     def begin(self, sink: ResponseSink, data: bytes, bodiless: bool) -> None:
-        """Send the first bytes of a request; ``bodiless``: its method is HEAD."""
+        """Send the first bytes of a request (or none yet); ``bodiless``: its method is HEAD."""
         self.sink = sink
         self.deadline = 0
         self._mode = _HEAD
@@ -80,7 +80,8 @@ class UpstreamConnection(Timed):
         self._informational = 0
         self.answered = False
         self.requests += 1
-        self._out.write(data)
+        if data:
+            self._out.write(data)
 
     def write(self, data: bytes) -> None:
         """Send more of the request."""
