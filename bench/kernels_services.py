@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -23,11 +24,10 @@ Work = Callable[[], object]
 _BATCH = 32
 
 
-def record() -> Any:
-    """A proxied request, as the gateway leaves it behind."""
-    from nexus.observability.record import RequestRecord
-
-    made = RequestRecord()
+def record(encoders: Any) -> Any:
+    """A proxied request, as the gateway leaves it behind; ``encoders``: a module of its backend."""
+    backend = encoders.__name__.rpartition("_")[2]
+    made = importlib.import_module(f"nexus.observability._record_{backend}").RequestRecord()
     for name, value in {
         "started_ns": 1_700_000_000_123_000_000,
         "duration_ns": 12_345_678,
@@ -59,14 +59,14 @@ def record() -> Any:
 def lines(module: Any) -> Work:
     """Access lines of a batch."""
     encode = module.AccessLineEncoder("gateway", 0).encode
-    records = [record() for _ in range(_BATCH)]
+    records = [record(module) for _ in range(_BATCH)]
     return lambda: encode(records)
 
 
 def spans(module: Any) -> Work:
     """SERVER and CLIENT span of each request of a batch."""
     encode = module.SpanEncoder({"service.name": "bench"}).encode
-    records = [record() for _ in range(_BATCH)]
+    records = [record(module) for _ in range(_BATCH)]
     return lambda: encode(records)
 
 

@@ -60,6 +60,7 @@ COMPILED_MODULES: Final[tuple[str, ...]] = (
     "nexus.gateway._wheel_c",
     "nexus.observability._accessline_c",
     "nexus.observability._record_c",
+    "nexus.observability._recorder_c",
     "nexus.observability._spans_c",
     "nexus.policy._balance_c",
     "nexus.policy._breaker_c",

@@ -18,6 +18,7 @@ reason) + queued + on their way.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections import deque
@@ -232,7 +233,7 @@ class SpanSink:
         self._account(result, encoded)
 
     async def _encode(self, records: list[Any]) -> tuple[bytes, int]:
-        """The batch, and how many spans are in it; a slice that cannot be encoded is left out."""
+        """The batch, and how many spans are in it; a record that cannot be encoded is left out."""
         parts: list[bytes] = []
         spans = 0
         for first in range(0, len(records), _ENCODE_RECORDS):
@@ -241,10 +242,19 @@ class SpanSink:
                 parts.append(self._encoder.encode(part))
             except Exception:
                 log.exception("spans could not be encoded")
-            else:
-                spans += sum(self._count(record) for record in part)
+                part = self._encode_singly(part, parts)
+            spans += sum(self._count(record) for record in part)
             await asyncio.sleep(0)
         return b"".join(parts), spans
+
+    def _encode_singly(self, records: list[Any], parts: list[bytes]) -> list[Any]:
+        """Add what can be encoded to ``parts``; the records that could be."""
+        encoded = []
+        for record in records:
+            with contextlib.suppress(Exception):
+                parts.append(self._encoder.encode([record]))
+                encoded.append(record)
+        return encoded
 
     def _account(self, result: ExportResult, spans: int) -> None:
         self._exports.labels("ok" if result.accepted else result.reason).inc()

@@ -180,6 +180,7 @@ def test_spans_received_and_dropped_are_those_made(system):
     names = ("nexus_trace_spans_total", "nexus_trace_spans_exported_total")
     before = [prometheus.value(f"sum({name})") for name in names]
     got = len(system.collector.spans)
+    began = time.time()
     assert system.load(200) == {200: 200}
     prometheus.until("sum(nexus_trace_spans_exported_total)", before[1] + 400)
     assert prometheus.value("sum(nexus_trace_spans_total)") - before[0] == 400
@@ -191,7 +192,13 @@ def test_spans_received_and_dropped_are_those_made(system):
         start=str(now - 60),
         end=str(now + 1),
     )
-    shown = {one["labels"]["trace_id"] for series in found for one in series["exemplars"]}
+    # Older ones may be of requests whose spans died with their worker.
+    shown = {
+        one["labels"]["trace_id"]
+        for series in found
+        for one in series["exemplars"]
+        if float(one["timestamp"]) > began
+    }
     assert shown
     assert shown <= {span.trace_id.hex() for span in system.collector.spans}
     spans = system.collector.spans[got:]

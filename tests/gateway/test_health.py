@@ -72,7 +72,8 @@ def test_checks_take_out_and_bring_back(start_gateway: Start, three: list[Upstre
     # None is left: 503, as no panic is configured.
     for upstream in three:
         upstream.mood = "503"
-    until(lambda: gateway.request("/api/text").status == 503)
+    # Both workers know, whoever is asked.
+    until(lambda: all(gateway.request("/api/text").status == 503 for _ in range(12)))
     reply = gateway.request("/api/text")
     assert (reply.status, reply.json["reason"]) == (503, "no_healthy_upstream")
 

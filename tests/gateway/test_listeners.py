@@ -395,7 +395,7 @@ def test_tls_of_the_main_address_by_reload(
         ),
         (
             {"tls": {"certificates": [{"names": ["a.*.b"], "cert_file": "x"}]}},
-            "tls.certificates[0].names[0]: expected a host name, or `*.` and a host name",
+            "tls.certificates[0].names[0]: expected a host name, or *. and a host name",
         ),
         ({"tls": {"certificates": [{"names": [], "cert_file": "x"}]}}, "tls.certificates[0].names"),
         ({"listeners": [{"port": 1}]}, "listeners[0]: expected either host and port, or unix"),

@@ -146,6 +146,9 @@ def test_results_from_before_the_transition_do_not_count() -> None:
     assert breaker.state(later) == "half-open"
     breaker.record_success(later, trial)
     assert not any(breaker.record_failure(later, old) for _ in range(5))
+    breaker.record_success(later, old)  # of a time before it was open: it says nothing of now
+    counts = breaker.snapshot(later)
+    assert (counts["successes"], counts["failures"]) == (0, 0)
     assert breaker.state(later) == "closed"
 
 
