@@ -43,12 +43,12 @@ class Core:
         #: Told of hot keys (a HotKeys), and what tags written ones (a Tagger); None: nobody.
         self.hot: Any = None
         self.tagger: Any = None
-        #: Flights of keys that are not admitted, left in this second; see :meth:`spare`.
         #: One hit in so many is compared with Redis; 0: none.
         self.shadow_every = 0
         self.shadow_hits = 0
         self.compared = 0
         self.differed = 0
+        #: Flights of keys that are not admitted, left in this second; see :meth:`spare`.
         self.spares = 0
         self.spare_tick = -1
         self.spare_limit = 1000
