@@ -96,6 +96,8 @@ class _World:
     belief: dict[Register, Write] = field(default_factory=dict)
     busy: set[Register] = field(default_factory=set)
     uncertain: set[Register] = field(default_factory=set)
+    #: FLUSHALL and FLUSHDB on their way: they empty registers of which they know nothing, too.
+    flushes: set[_Op] = field(default_factory=set)
     serial: int = 0
     reads: int = 0
     writes: int = 0
@@ -121,7 +123,12 @@ class _World:
         return b"%b=%012d" % (register.name, self.serial)
 
     def renew(self, db: int, index: int) -> None:
-        """A register of which something is uncertain makes room for a new one."""
+        """A register of which something is uncertain makes room for a new one.
+
+        Not while a flush is on its way: it may run after what is first written to the new one.
+        """
+        if self.flushes:
+            return
         self.serial += 1
         old = self.registers[db][index]
         self.registers[db][index] = Register(b"r%d.%d" % (index, self.serial))
@@ -243,6 +250,7 @@ class _Client:
                 self._lost(op)
             for op in batch:
                 world.busy.difference_update(op.takes)
+            world.flushes.difference_update(batch)
 
     # -- replies
 
@@ -347,6 +355,7 @@ class _Client:
         for db, registers in enumerate(self.world.registers):
             if everything or db == self.db:
                 op.effects += [(register, register.begin(None, now)) for register in registers]
+        self.world.flushes.add(op)
         return op
 
     def _writing(self, now: float) -> _Op:

@@ -13,6 +13,8 @@ from proofs.operations import Get, IncrBy, Key, Owner, Set, World
 from proofs.report import Result, save
 from proofs.sabotage import SABOTAGE
 
+pytestmark = pytest.mark.evidence
+
 BACKENDS = {"c": "compiled", "py": "pure"}
 
 

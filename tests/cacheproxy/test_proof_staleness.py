@@ -14,6 +14,8 @@ from proofs.report import Result
 from proofs.sabotage import STALE
 from proofs.staleness import Options, prove
 
+pytestmark = pytest.mark.evidence
+
 BACKENDS = {"c": "compiled", "py": "pure"}
 
 

@@ -18,6 +18,8 @@ from proofs.stampede import Case, Options, cases, prove
 
 from .proxy import Proxy, Raw, eventually
 
+pytestmark = pytest.mark.evidence
+
 BACKENDS = {"c": "compiled", "py": "pure"}
 KEY = "product:1"
 NIL = b"$-1\r\n"

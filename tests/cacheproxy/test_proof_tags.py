@@ -9,6 +9,8 @@ import pytest
 
 from proofs import tags
 
+pytestmark = pytest.mark.evidence
+
 #: Far above what a script takes on a machine that is busy otherwise: its pace is not judged here.
 CALM = 60_000.0
 

@@ -9,6 +9,8 @@ import pytest
 
 from proofs import transactions
 
+pytestmark = pytest.mark.evidence
+
 
 @pytest.fixture(autouse=True)
 def _servers(redis_factory: object) -> None:

@@ -4,6 +4,8 @@ import pytest
 
 from proofs.consumer import prove
 
+pytestmark = pytest.mark.evidence
+
 
 @pytest.mark.kafka
 @pytest.mark.timeout(100)

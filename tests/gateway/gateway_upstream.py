@@ -11,9 +11,10 @@ import asyncio
 import gzip
 import json
 import ssl
-import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+
+from loop_thread import LoopThread
 
 JSON = b'{"products":[1,2,3]}'
 
@@ -67,24 +68,11 @@ class Upstream:
     after: str = ""
 
     def start(self) -> Upstream:
-        self._loop = asyncio.new_event_loop()
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
-        self._thread.start()
-        assert ready.wait(5)
+        self._thread = LoopThread(self._listen)
         return self
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-
-    async def _end(self) -> None:
-        """Whoever is still connected sees the end of it."""
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._thread.stop()
 
     @property
     def url(self) -> str:
@@ -92,20 +80,14 @@ class Upstream:
             return f"unix://{self.unix}"
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
-    def _run(self, ready: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._listen())
-        ready.set()
-        self._loop.run_forever()
-
-    async def _listen(self) -> None:
+    async def _listen(self) -> asyncio.AbstractServer:
         if self.unix:
-            await asyncio.start_unix_server(self._serve, self.unix, limit=1 << 20)
-            return
+            return await asyncio.start_unix_server(self._serve, self.unix, limit=1 << 20)
         server = await asyncio.start_server(
             self._serve, "127.0.0.1", 0, limit=1 << 20, ssl=self.tls
         )
         self.port = server.sockets[0].getsockname()[1]
+        return server
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

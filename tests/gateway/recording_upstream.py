@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from loop_thread import LoopThread
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
 
@@ -73,16 +74,11 @@ class RecordingUpstream:
         self.answers: dict[str, Answer] = {}
 
     def start(self) -> RecordingUpstream:
-        self._loop = asyncio.new_event_loop()
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
-        self._thread.start()
-        assert ready.wait(5)
+        self._thread = LoopThread(self._listen)
         return self
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.stop()
 
     @property
     def url(self) -> str:
@@ -92,16 +88,12 @@ class RecordingUpstream:
         """Open connections that hold part of a request."""
         return [c for c in self.connections if c.unfinished and not c.closed]
 
-    def _run(self, ready: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        make: Callable[[], _Protocol] = lambda: _Protocol(self)  # noqa: E731
-        server = self._loop.run_until_complete(
-            self._loop.create_server(make, "127.0.0.1", 0, backlog=512)
+    async def _listen(self) -> asyncio.AbstractServer:
+        server = await asyncio.get_running_loop().create_server(
+            lambda: _Protocol(self), "127.0.0.1", 0, backlog=512
         )
         self.port = server.sockets[0].getsockname()[1]
-        ready.set()
-        self._loop.run_forever()
-        server.close()
+        return server
 
 
 class _Protocol(asyncio.Protocol):

@@ -23,6 +23,8 @@ from smuggling_corpus import ATTACKS, BAD_ANSWERS, BEFORE, HIDDEN, VALID, Attack
 
 from nexus._speedups import BACKEND
 
+pytestmark = pytest.mark.evidence
+
 #: Streams above this are not sent byte by byte: one packet each would take the suite's time.
 BYTEWISE = 260
 

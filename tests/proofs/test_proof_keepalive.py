@@ -9,6 +9,8 @@ import pytest
 from proofs import keepalive
 from proofs.report import save
 
+pytestmark = pytest.mark.evidence
+
 
 def test_idle_connections_that_are_closed_all_the_time_give_no_502(tmp_path: Path) -> None:
     result = keepalive.prove(requests=4000, seed=11)
