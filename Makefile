@@ -73,6 +73,12 @@ bench-peers: build ## beside nginx, HAProxy, Envoy, twemproxy: ARGS=--quick for 
 	    -e '.[bench]'
 	@$(BIN)/python -m bench.peers $(ARGS)
 
+.PHONY: bench-consumer
+bench-consumer: build ## events per second through the consumer, effects included (starts a Kafka)
+	@scripts/kafka-dev start --name bench --port 0 --fresh
+	@NEXUS_TEST_KAFKA=$$(scripts/kafka-dev url --name bench) $(BIN)/python -m bench.consumer \
+	    $(ARGS); status=$$?; scripts/kafka-dev stop --name bench --purge; exit $$status
+
 .PHONY: bench-growth
 bench-growth: build ## what an operation costs as connections, keys, values, workers, routes grow
 	@$(BIN)/python -m bench.growth $(ARGS)

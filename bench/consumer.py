@@ -2,7 +2,7 @@
 
 ::
 
-    python -m bench.consumer --events 200000 [--kafka HOST:PORT]
+    python -m bench.consumer [--events N] [--rounds N] [--record] [--kafka HOST:PORT]
 
 The events lie in the topics before the consumer starts: 19 of 20 are requests (judged against the
 window of their route), one in 20 a rate-limit hit. Counted is from the first handled event to the
@@ -29,6 +29,7 @@ from typing import Final
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from bench.processes import free_ports
+from bench.record import RESULTS, about, dumped
 from nexus.clock import iso_utc, wall_ms
 from nexus.net.kafka import ensure_topics
 from nexus.net.settings import KafkaSettings
@@ -153,10 +154,22 @@ async def measure(
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.consumer", description=__doc__)
     parser.add_argument("--events", type=int, default=200_000)
+    parser.add_argument("--rounds", type=int, default=3, help="the median is told")
     parser.add_argument("--kafka", default=os.environ.get("NEXUS_TEST_KAFKA", "127.0.0.1:9092"))
+    parser.add_argument("--record", action="store_true", help="write bench/results/consumer.json")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as name:
-        print(json.dumps(asyncio.run(measure(arguments.kafka, arguments.events, Path(name)))))
+    rounds = []
+    for number in range(arguments.rounds):
+        with tempfile.TemporaryDirectory(prefix="nexus-bench-") as name:
+            one = asyncio.run(measure(arguments.kafka, arguments.events, Path(name)))
+        rounds.append(one)
+        print(f"{number + 1}/{arguments.rounds} {json.dumps(one)}", file=sys.stderr)
+    middle = sorted(rounds, key=lambda one: one["events_per_second"])[len(rounds) // 2]
+    print(json.dumps(middle))
+    if arguments.record:
+        path = RESULTS / "consumer.json"
+        path.write_text(dumped({**about(), "median": middle, "rounds": rounds}))
+        print(path, file=sys.stderr)
     return 0
 
 

@@ -175,12 +175,30 @@ def stampede(results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def consumer(results: Path) -> str:
+    """Throughput of the consumer with its effects."""
+    path = results / "consumer.json"
+    if not path.exists():
+        return _NOTHING
+    document = json.loads(path.read_text())
+    one = document["median"]
+    return (
+        "| events | per second | µs CPU per event | MiB at start | MiB at end |\n"
+        "|---|---|---|---|---|\n"
+        f"| {one['events']:,} | **{one['events_per_second']:,}** | {one['cpu_us_per_event']:.1f} "
+        f"| {one['rss_mib_at_start']:.0f} | {one['rss_mib_at_end']:.0f} |\n\n"
+        f"Median of {len(document['rounds'])} rounds. {taken_on(document)}. "
+        "Command: `make bench-consumer`.\n"
+    )
+
+
 BLOCKS: Final[dict[str, Callable[[Path], str]]] = {
     "peers": peers,
     "latencies": latencies,
     "growth": growth,
     "pillars": pillars,
     "stampede": stampede,
+    "consumer": consumer,
 }
 
 
