@@ -98,6 +98,8 @@ class _World:
     uncertain: set[Register] = field(default_factory=set)
     #: FLUSHALL and FLUSHDB on their way: they empty registers of which they know nothing, too.
     flushes: set[_Op] = field(default_factory=set)
+    #: (db, register, when) that made room, while batches may be on their way that know them.
+    retired: list[tuple[int, Register, float]] = field(default_factory=list)
     serial: int = 0
     reads: int = 0
     writes: int = 0
@@ -132,6 +134,9 @@ class _World:
         self.serial += 1
         old = self.registers[db][index]
         self.registers[db][index] = Register(b"r%d.%d" % (index, self.serial))
+        oldest = min(self.began)
+        self.retired = [one for one in self.retired if one[2] >= oldest]
+        self.retired.append((db, old, time.monotonic()))
         self.uncertain.discard(old)
         self.belief.pop(old, None)
 
@@ -352,9 +357,11 @@ class _Client:
     def _flush(self, now: float) -> _Op:
         everything = self.random.random() < 0.5
         op = _Op(*("FLUSHALL", b"FLUSHALL") if everything else ("FLUSHDB", b"FLUSHDB"))
-        for db, registers in enumerate(self.world.registers):
+        known = [(db, one) for db, all_ in enumerate(self.world.registers) for one in all_]
+        known += [(db, one) for db, one, _ in self.world.retired]
+        for db, register in known:
             if everything or db == self.db:
-                op.effects += [(register, register.begin(None, now)) for register in registers]
+                op.effects.append((register, register.begin(None, now)))
         self.world.flushes.add(op)
         return op
 

@@ -12,7 +12,7 @@ import pytest
 from proofs.registers import EARLY, LATE, Judge, Register, Write
 from proofs.report import Result
 from proofs.sabotage import STALE
-from proofs.staleness import Options, prove
+from proofs.staleness import Options, _Client, _World, prove
 
 pytestmark = pytest.mark.evidence
 
@@ -57,6 +57,20 @@ def test_sabotage_does_what_it_says():
     assert unpushed(b"+OK\r\n" + push + b"$1\r\na\r\n" + everything) == b"+OK\r\n$1\r\na\r\n"
     outdated = STALE["outdated"](random.Random(1), 1.0)
     assert outdated(b"$8\r\nr1=00001\r\n") == b"$8\r\nr1=00001\r\n"
+
+
+def test_a_flush_is_known_to_registers_that_make_room_and_to_their_successors():
+    world = _World(Judge(0.0), random.Random(1), wanted=1)
+    client = _Client(world, 0, ("", 0), direct=True)
+    world.began[0] = 1.0  # a batch that may read the old one is on its way
+    old, other = world.registers[0][3], world.registers[0][4]
+    world.renew(0, 3)
+    flush = client._flush(2.0)
+    while flush.kind != "FLUSHALL":
+        flush = client._flush(2.0)
+    assert {old, world.registers[0][3]} <= {register for register, _ in flush.effects}
+    world.renew(0, 4)
+    assert world.registers[0][4] is other  # it might be emptied by what was sent before it was
 
 
 # -- the judge, on made-up histories
