@@ -1,12 +1,13 @@
 cimport cython
 
-cdef object _random, _draw, _wall, _clock, _SAMPLED, _UNSAMPLED, _key, _get, _attach, _detach
+cdef object _random, _draw, _uniform, _wall, _clock, _SAMPLED, _UNSAMPLED, _key, _get, _attach, _detach
 
 
 @cython.final
 cdef class State:
     cdef public bint on
-    cdef public object bound
+    cdef public unsigned long long bound
+    cdef public double ratio
     cdef public bint always
     cdef public bint never
     cdef public bint parent_based
@@ -23,6 +24,7 @@ cdef class State:
 
 
 @cython.final
+@cython.freelist(16)
 cdef class Span:
     cdef State _state
     cdef object _context
@@ -52,6 +54,7 @@ cdef class Span:
     cdef public int dropped_events
     cdef public int dropped_links
 
+    cdef set_up(self, State state, str name, bint sampled)
     @cython.locals(attributes=dict)
     cpdef set_attribute(self, str key, object value)
     @cython.locals(parent=Span)
@@ -63,7 +66,7 @@ cdef class Span:
 @cython.locals(parent=Span)
 cpdef visible_parent(Span span)
 cdef object _settled(object value)
-@cython.locals(span=Span, sampled=bint)
+@cython.locals(span=Span, sampled=bint, bound=object)
 cpdef start(State state, str name, object context=*)
 @cython.locals(span=Span)
 cdef _child(State state, str name, Span parent)

@@ -73,6 +73,7 @@ _HALF = (1 << 64) - 1
 _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
 _draw = _random.getrandbits
+_uniform = _random.random
 _wall = time.time_ns
 _clock = time.perf_counter_ns
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -107,14 +108,16 @@ class State:
         "on",
         "parent_based",
         "queue",
+        "ratio",
         "sdk",
         "wake",
     )
 
     def __init__(self) -> None:
         self.on = False
-        #: Roots whose trace id's last 64 bits are below are sampled.
-        self.bound: Any = 1 << 64
+        #: The share of roots that are sampled, and what the last 64 bits of their ids are below.
+        self.ratio = 1.0
+        self.bound = _HALF
         self.always = True
         self.never = False
         self.parent_based = True
@@ -128,7 +131,8 @@ class State:
 
     def sample(self, ratio: float, parent_based: bool) -> None:
         """``ratio``: share of roots that are sampled, 0 to 1."""
-        self.bound = round(ratio * 2**64)
+        self.ratio = ratio
+        self.bound = max(0, min(round(ratio * 2**64), _HALF))
         self.always = ratio >= 1.0
         self.never = ratio <= 0.0
         self.parent_based = parent_based
@@ -188,7 +192,11 @@ class Span:
         "withheld",
     )
 
-    def __init__(self, state: State, name: str, sampled: bool) -> None:
+    def __init__(self, *_: object) -> None:
+        raise TypeError("spans are made by span(), @traced or a tracer")
+
+    def set_up(self, state: State, name: str, sampled: bool) -> None:
+        """A new span's fields. No ``__init__``: to call one costs more than all of these."""
         self._state = state
         self._context: Any = None
         self.name = name
@@ -380,7 +388,10 @@ class Span:
     def _identify(self) -> None:
         """Ids of a span that nobody had asked for them yet: one that is not sampled."""
         if not self.trace_id:
-            self.trace_id = _draw(128) or 1
+            # Of those that ``decide`` says no to.
+            bound: Any = self._state.bound
+            low = bound + (_draw(64) * (_HALF + 1 - bound) >> 64)
+            self.trace_id = (_draw(64) or 1) << 64 | low
         if not self.span_id:
             self.span_id = _draw(64) or 1
 
@@ -425,28 +436,42 @@ def start(state: State, name: str, context: Any = None) -> Any:
 
     ``None``: its parent is not sampled, and so neither is it; nothing has to be done for it.
     """
-    parent: Any = (_get() if context is None else context).get(_key)
+    if context is None:
+        context = _get()
+    parent: Any = context.get(_key) if context else None
     if type(parent) is Span:
         return _child(state, name, parent)
     if parent is not None:
         given = parent.get_span_context()
         if given.is_valid:
             return _under(state, name, given)
-    trace_id = 0 if state.never else (_draw(128) or 1)
-    sampled = state.decide(trace_id)
-    span = Span(state, name, sampled)
-    span.trace_id = trace_id
-    if sampled:
-        span.span_id = _draw(64) or 1
-        span.started_ns = _wall()
-        span.started = _clock()
+    span: Any = Span.__new__(Span)
+    if state.always:
+        span.set_up(state, name, True)
+        span.trace_id = _draw(128) or 1
+    elif state.never:
+        span.set_up(state, name, False)
+        return span
+    else:
+        # The decision first, then an id that gives the same one to whoever decides by the id: most
+        # are not sampled, and few of these are asked for theirs.
+        sampled = _uniform() < state.ratio
+        span.set_up(state, name, sampled)
+        if not sampled:
+            return span
+        bound: Any = state.bound
+        span.trace_id = (_draw(64) or 1) << 64 | (_draw(64) * bound >> 64)
+    span.span_id = _draw(64) or 1
+    span.started_ns = _wall()
+    span.started = _clock()
     return span
 
 
 def _child(state: State, name: str, parent: Span) -> Any:
     if not parent.sampled:
         return None
-    span = Span(state, name, True)
+    span: Any = Span.__new__(Span)
+    span.set_up(state, name, True)
     span.trace_id = parent.trace_id
     span.span_id = _draw(64) or 1
     span.parent_id = parent.span_id
@@ -458,13 +483,14 @@ def _child(state: State, name: str, parent: Span) -> Any:
     return span
 
 
-def _under(state: State, name: str, given: Any) -> Span:
+def _under(state: State, name: str, given: Any) -> Any:
     """Below a span that is not ours: of another process, or of the SDK."""
     if state.parent_based:
         sampled = bool(given.trace_flags & 1)
     else:
         sampled = state.decide(given.trace_id)
-    span = Span(state, name, sampled)
+    span: Any = Span.__new__(Span)
+    span.set_up(state, name, sampled)
     span.trace_id = given.trace_id
     span.span_id = _draw(64) or 1
     span.parent_id = given.span_id

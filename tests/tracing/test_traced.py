@@ -462,6 +462,21 @@ def test_the_share_is_drawn_as_opentelemetry_draws_it(on):
         assert STATE.decide(trace_id) is theirs
 
 
+def test_ids_tell_what_was_decided(on):
+    """To a service below that goes by the id alone, as OpenTelemetry's ratio sampler does."""
+    from nexus.tracing.kernel import start
+    from nexus.tracing.state import STATE
+
+    on(0.3)
+    contexts = [start(STATE, "root").get_span_context() for _ in range(1000)]
+    sampled = [bool(context.trace_flags & 1) for context in contexts]
+    assert sampled == [STATE.decide(context.trace_id) for context in contexts]
+    assert 180 < sum(sampled) < 420
+    assert len({context.trace_id >> 64 for context in contexts}) == 1000
+    assert len({context.trace_id & (1 << 64) - 1 for context in contexts}) == 1000
+    assert all(context.is_valid for context in contexts)
+
+
 def test_instrument_class_instance_and_module(on, sent):
     class Store:
         def get(self, key):
