@@ -15,7 +15,17 @@ import struct
 from functools import lru_cache
 from typing import Final
 
-__all__ = ["KIND_CLIENT", "KIND_SERVER", "delimited", "integer", "recurring", "span", "text"]
+__all__ = [
+    "KIND_CLIENT",
+    "KIND_SERVER",
+    "boolean",
+    "delimited",
+    "integer",
+    "number",
+    "recurring",
+    "span",
+    "text",
+]
 
 KIND_SERVER: Final = 2
 KIND_CLIENT: Final = 3
@@ -25,6 +35,7 @@ KIND_CLIENT: Final = 3
 _IDS: Final = struct.Struct("<2s16s2s8s")
 _TIMES: Final = struct.Struct("<BBBQBQ")
 _FLAGS: Final = struct.Struct("<2sI")
+_DOUBLE: Final = struct.Struct("<3sd")
 _ERROR: Final = b"\x7a\x02\x18\x02"
 
 _ONE_BYTE: Final = tuple(bytes((n,)) for n in range(128))
@@ -68,6 +79,17 @@ def recurring(key: str, value: str) -> bytes:
 def integer(key: str, value: int) -> bytes:
     """An attribute that is a small number, not negative."""
     return delimited(b"\x4a", _key(key) + delimited(b"\x12", b"\x18" + _varint(value)))
+
+
+@lru_cache(maxsize=256)
+def boolean(key: str, value: bool) -> bytes:
+    """An attribute that is true or false."""
+    return delimited(b"\x4a", _key(key) + (b"\x12\x02\x10\x01" if value else b"\x12\x02\x10\x00"))
+
+
+def number(key: str, value: float) -> bytes:
+    """An attribute that is a floating-point number."""
+    return delimited(b"\x4a", _key(key) + _DOUBLE.pack(b"\x12\x09\x21", value))
 
 
 def span(

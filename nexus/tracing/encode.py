@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from opentelemetry.proto.common.v1.common_pb2 import (
@@ -21,7 +22,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from nexus._version import __version__
-from nexus.observability.otlpwire import delimited, integer, text
+from nexus.observability.otlpwire import boolean, delimited, integer, number, text
 from nexus.observability.redaction import redact_text, secret_key
 from nexus.redact import MASK
 from nexus.tracing.kernel import Span, visible_parent
@@ -39,6 +40,10 @@ _IS_REMOTE: Final = 0x200
 _SAMPLED: Final = 1
 _ERROR: Final = 2
 _SMALL: Final = 1 << 31
+
+#: Characters of an attribute's name for which it is remembered whether it is a secret's.
+_MAX_NAME: Final = 64
+_secret: Final = lru_cache(maxsize=1024)(secret_key)
 
 
 class Encoder:
@@ -130,6 +135,10 @@ def _attribute(key: str, value: Any) -> bytes:
         return text(key, _text(key, value))
     if kind is int and 0 <= value < _SMALL:
         return integer(key, value)
+    if kind is float:
+        return number(key, value)
+    if kind is bool:
+        return boolean(key, value)
     return delimited(b"\x4a", _pair(key, value).SerializeToString())
 
 
@@ -154,7 +163,7 @@ def _value(key: str, value: Any) -> AnyValue:
 
 
 def _text(key: str, value: str) -> str:
-    if secret_key(key):
+    if (_secret if len(key) <= _MAX_NAME else secret_key)(key):
         return MASK
     # Lone surrogates are no UTF-8.
     return redact_text(value[:MAX_TEXT]).encode("utf-8", "backslashreplace").decode()

@@ -233,6 +233,30 @@ def test_exit_and_fork_send_what_was_made(collector):
     assert collector.resources[-1]["service.name"] == "forker"
 
 
+def test_batches_do_not_wait_for_each_other(on, collector, monkeypatch):
+    """The first is answered only once a second is there: a collector may be far away."""
+    come = []
+    second = threading.Event()
+    take = collector.take
+
+    def answer(*request):
+        come.append(request)
+        if len(come) > 1:
+            second.set()
+        assert second.wait(20)
+        return take(*request)
+
+    monkeypatch.setattr(collector, "take", answer)
+    on(OTEL_BSP_MAX_EXPORT_BATCH_SIZE="10", OTEL_BSP_SCHEDULE_DELAY="60000")
+    for _ in range(40):
+        below()
+    assert tracing.flush(20)
+    counts = tracing.counts()
+    assert (counts["made"], counts["exported"], counts["queued"]) == (40, 40, 0)
+    assert counts["ok batch"] == len(come) >= 4
+    assert len(collector.spans) == 40
+
+
 def test_drops_are_counted(on, sent, collector):
     on(OTEL_BSP_MAX_QUEUE_SIZE="10", OTEL_BSP_SCHEDULE_DELAY="60000")
     for _ in range(9):

@@ -556,3 +556,17 @@ def test_log_lines_say_under_which_span(on, request):
     assert f'"trace_id":"{context.trace_id:032x}"' in first
     assert f'"span_id":"{context.span_id:016x}"' in first
     assert "trace_id" not in second
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, False, 0, 3, -3, 1 << 40, 1.5, -0.0, float("inf"), float("nan"), "x", b"y", (1, 2)],
+)
+def test_attributes_are_encoded_as_protobuf_encodes_them(value):
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
+
+    from nexus.tracing import encode
+
+    theirs = Message(attributes=[encode._pair("key", value)])
+    ours = Message.FromString(encode._attribute("key", value))
+    assert ours.SerializeToString() == theirs.SerializeToString()
