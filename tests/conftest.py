@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -31,6 +32,39 @@ settings.register_profile(
 settings.load_profile("nexus")
 
 
+#: The files that take longest; all others follow by their number of tests. A file is not divided,
+#: so a long one that began last would keep one worker busy beside idle ones.
+LONGEST_FIRST = tuple(
+    f"tests/{name}.py"
+    for name in (
+        "proofs/test_proof_broker_outage",
+        "deploy/test_prometheus",
+        "gateway/test_trace_context",
+        "up/test_up",
+        "consumer/test_service",
+        "proofs/test_proof_gateway",
+        "gateway/test_listeners",
+        "cacheproxy/test_failures",
+        "cacheproxy/test_nearcache",
+        "cacheproxy/test_proof_stampede",
+        "cacheproxy/test_proof_crossed",
+        "consumer/test_blocks",
+        "gateway/test_sessions",
+        "deploy/test_files",
+        "gateway/test_dns",
+        "cacheproxy/test_proof_staleness",
+        "up/test_orchestration",
+        "gateway/test_health",
+        "gateway/test_failures",
+        "gateway/test_hostile",
+        "gateway/test_limits",
+        "consumer/test_proof_consumer",
+        "events/test_security",
+        "proofs/test_proof_soak",
+    )
+)
+
+
 def pytest_report_header() -> list[str]:
     server = redis_executable()
     redis = "none"
@@ -41,17 +75,26 @@ def pytest_report_header() -> list[str]:
     return [f"nexus: {BACKEND} kernels; redis: {redis}; kafka: {kafka}"]
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, of a second run on pure Python, what the first run has shown on both backends.
+    """The longest files first; of a second run on pure Python, leave out what both have shown.
 
     Many tests take their backend as a parameter, ``[py]`` or ``[c]``, whatever this process runs;
     those marked ``once`` have none.
     """
-    if not os.environ.get("NEXUS_TEST_BOTH_SHOWN"):
-        return
-    again = [item for item in items if _shows_both(item)]
-    config.hook.pytest_deselected(items=again)
-    items[:] = [item for item in items if not _shows_both(item)]
+    if os.environ.get("NEXUS_TEST_BOTH_SHOWN"):
+        again = [item for item in items if _shows_both(item)]
+        config.hook.pytest_deselected(items=again)
+        items[:] = [item for item in items if not _shows_both(item)]
+    if hasattr(config, "workerinput"):  # of pytest-xdist, which hands out whole files in this order
+        files = [item.nodeid.partition("::")[0] for item in items]
+        tests = Counter(files)
+        place = {name: index for index, name in enumerate(LONGEST_FIRST)}
+        last = len(LONGEST_FIRST)
+        order = sorted(
+            range(len(items)), key=lambda i: (place.get(files[i], last), -tests[files[i]], files[i])
+        )
+        items[:] = [items[i] for i in order]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
