@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# It reads sources.
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nexus"
 

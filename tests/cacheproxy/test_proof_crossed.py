@@ -47,6 +47,7 @@ def test_without_faults_nothing_is_refused(backend: str, tmp_path: Path):
     assert result.numbers["refused"] == {}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", sorted(SABOTAGE))
 def test_the_checker_notices(kind: str, tmp_path: Path):
     result = run(tmp_path, Options(50_000, 3, connections=16, sabotage=kind, batch_seconds=3))

@@ -41,6 +41,7 @@ def test_no_read_is_too_old(backend: str, tmp_path: Path):
         assert len(one["operations"]) >= 15
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("_servers")
 @pytest.mark.parametrize("sabotage", sorted(STALE))
 def test_the_checker_notices_what_the_relay_does(sabotage: str, tmp_path: Path):

@@ -64,6 +64,7 @@ def test_one_loader_call_whoever_asks_where(backend: str, redis_factory: object,
     assert late["stats"]["lease_waits_released_late"] == 59
 
 
+@pytest.mark.once
 def test_the_harness_sees_a_stampede(redis_factory: object, tmp_path: Path):
     assert redis_factory
     alone = Case("redis alone", proxies=0, loads=(1,), plan=Plan(0, 0))

@@ -29,6 +29,7 @@ def test_no_old_value_behind_the_reply(tmp_path: Path):
     assert result.numbers["set"]["scripts"] == 8
 
 
+@pytest.mark.once
 def test_it_notices_an_old_value(tmp_path: Path):
     options = tags.Options(keys=700, rounds=1, atomic=100, stall_ms=CALM, sabotage=True)
     result = asyncio.run(tags.prove(options, tmp_path))

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from support.requirements import module, tool
 
+# No code of the services runs here.
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parents[2]
 KAFKA_DEV = ROOT / "scripts" / "kafka-dev"
 

@@ -17,6 +17,9 @@ from nexus.net.kafka import check_settings
 from nexus.net.producer import EventProducer
 from nexus.net.settings import DialTlsSettings, KafkaSettings, SaslSettings
 
+# What a broker asks of its clients comes before the first event.
+pytestmark = pytest.mark.once
+
 KAFKA_DEV = Path(__file__).resolve().parents[2] / "scripts" / "kafka-dev"
 TOPIC = "gateway.rate_limit.hit"
 USER = SaslSettings(username="nexus", password="right-word")

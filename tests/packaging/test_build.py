@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from support.requirements import missing, tool
 
+# Each build says itself which kernels it wants.
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parents[2]
 
 #: One small kernel stands for all: the fallback does not depend on which one fails first.

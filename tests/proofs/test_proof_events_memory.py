@@ -33,6 +33,7 @@ def test_memory_is_read_while_every_event_is_handled(kafka_broker: KafkaBroker) 
     assert result.passed, result.summary
 
 
+@pytest.mark.once
 @pytest.mark.kafka
 def test_a_consumer_that_keeps_events_is_seen(
     kafka_broker: KafkaBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

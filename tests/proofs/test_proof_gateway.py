@@ -47,6 +47,7 @@ def test_steady_counts_what_failed() -> None:
     assert len(numbers["memory_kib"]) == 2
 
 
+@pytest.mark.once
 def test_what_is_lost_is_seen() -> None:
     """The client that judges tells a cut connection from an answer, and no server from both."""
     answers: Counter[str] = Counter()

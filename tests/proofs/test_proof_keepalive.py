@@ -19,6 +19,7 @@ def test_idle_connections_that_are_closed_all_the_time_give_no_502(tmp_path: Pat
     assert result.numbers["races"] > 0
 
 
+@pytest.mark.once
 def test_it_fails_where_the_gateway_may_not_repeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -28,6 +29,7 @@ def test_it_fails_where_the_gateway_may_not_repeat(
     assert any(answer.startswith("502") for answer in result.numbers["answers"])
 
 
+@pytest.mark.once
 def test_it_fails_where_the_race_never_happened(monkeypatch: pytest.MonkeyPatch) -> None:
     result = keepalive.prove(requests=1, seed=11, clients=1)
     assert result.numbers["answers"] == {"200": 1}

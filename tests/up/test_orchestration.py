@@ -16,6 +16,9 @@ from support.servers import redis_executable
 
 from nexus.demo.up import _write_private
 
+# Stand-ins have no kernels.
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def _a_redis():

@@ -15,6 +15,9 @@ import pytest
 
 from nexus.demo.process import SHOWN_LINES, ChildError, ChildSpec, NotReady, Stack
 
+# Processes of any kind: no kernel is asked.
+pytestmark = pytest.mark.once
+
 
 def script(name, source, ready=None):
     argv = (sys.executable, "-u", "-c", textwrap.dedent(source))

@@ -96,6 +96,7 @@ def test_once_with_two_workers_each(start):
     assert "Traceback" not in up.output
 
 
+@pytest.mark.once
 def test_a_service_that_refuses_its_configuration_is_named_with_its_reason(start):
     up = start("--once", NEXUS_GATEWAY_RATE_LIMIT__CAPACITY="none")
     assert up.ends(180) == 1, up.output
@@ -104,6 +105,7 @@ def test_a_service_that_refuses_its_configuration_is_named_with_its_reason(start
     assert "starting" not in up.output  # nothing was begun
 
 
+@pytest.mark.once
 def test_a_short_secret_is_refused_before_anything_starts(start):
     up = start("--once", NEXUS_JWT_SECRET="short")
     assert up.ends(180) == 1, up.output
@@ -112,6 +114,7 @@ def test_a_short_secret_is_refused_before_anything_starts(start):
     assert "(here it is the value of NEXUS_JWT_SECRET)" in line
 
 
+@pytest.mark.once
 def test_with_the_users_own_kafka_and_a_silent_consumer(start, kafka_broker):
     """Everything that a first request could be looked for by is switched off, or old."""
     up = start(
@@ -128,6 +131,7 @@ def test_with_the_users_own_kafka_and_a_silent_consumer(start, kafka_broker):
     assert "Bearer" not in up.output
 
 
+@pytest.mark.once
 def test_without_events(start):
     up = start("--once", NEXUS_GATEWAY_KAFKA__ENABLED="false")
     assert up.ends(180) == 0, up.output
