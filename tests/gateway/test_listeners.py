@@ -358,7 +358,8 @@ def test_tls_of_the_main_address_by_reload(
 ) -> None:
     authority = Authority(tmp_path)
     cert_file, key_file = authority.issue("main")
-    gateway = start_gateway([upstream_a.url])
+    # A machine that is busy may take its time until the connection asks for something.
+    gateway = start_gateway([upstream_a.url], timeouts={"head": 60, "keep_alive": 60})
     plain = gateway.client()
     tls = {"cert_file": str(cert_file), "key_file": str(key_file)}
     port = gateway.port

@@ -12,7 +12,7 @@ from support.requirements import tool
 
 from proofs.brokeroutage import How, Plan, _judge, prove
 
-SMALL = Plan(seconds=4.0, rate=100, clients=8, buffer_bytes=65_536, speed=False)
+SMALL = Plan(seconds=2.5, rate=160, clients=8, buffer_bytes=65_536, speed=False)
 
 
 @pytest.mark.kafka
