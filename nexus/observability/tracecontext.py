@@ -35,10 +35,10 @@ _DASH: Final = ord("-")
 _NO_TRACE: Final = "0" * 32
 _NO_SPAN: Final = "0" * 16
 
-# §3.3.1.3: key (simple or tenant@system) "=" value of printable ASCII without "," and "=", up to
-# 256 characters, not ending in a space.
+# §3.3.1.3, with the keys of Level 2, which take "@" anywhere but first (Level 1 knew one form of
+# tenant@system); a value is printable ASCII without "," and "=", not ending in a space.
 _MEMBER: Final = re.compile(
-    rb"(?:[a-z0-9][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13})"
+    rb"[a-z0-9][a-z0-9_\-*/@]{0,255}"
     rb"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
 )
 _MAX_MEMBERS: Final = 32
@@ -98,19 +98,21 @@ def format_traceparent(trace_id: str, span_id: str, sampled: bool) -> bytes:
 def parse_tracestate(values: Iterable[bytes]) -> bytes:
     """The fields of one request as one valid field value; ``b""`` when they are to be dropped.
 
-    §3.3.1: fields combine in order; empty members are allowed and left out; more than 32 members, a
-    malformed one or a repeated key make the whole list invalid. Only to be used when
-    ``traceparent`` was valid.
+    §3.3.1: fields combine in order; empty members are allowed and left out; more than 32 members or
+    a malformed one make the whole list invalid. Of members with one key the first goes on: it is
+    the newest. Only to be used when ``traceparent`` was valid.
     """
     members = [
         m for value in values for m in (part.strip(b" \t") for part in value.split(b",")) if m
     ]
     if len(members) > _MAX_MEMBERS:
         return b""
-    keys = {member.partition(b"=")[0] for member in members}
-    if len(keys) != len(members) or not all(_MEMBER.fullmatch(m) for m in members):
+    if not all(_MEMBER.fullmatch(member) for member in members):
         return b""
-    return b",".join(members)
+    by_key: dict[bytes, bytes] = {}
+    for member in members:
+        by_key.setdefault(member.partition(b"=")[0], member)
+    return b",".join(by_key.values())
 
 
 class Sampler:
