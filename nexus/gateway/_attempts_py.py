@@ -145,6 +145,9 @@ class Attempts(ServedRequest):
         refused: list[Any] = []
         while True:
             server: Any = balancer.pick(self.core.usable, [*self._tried, *refused])
+            if server in refused:
+                # Whoever else could take it was tried before: better again than not at all.
+                server = balancer.pick(self.core.usable, refused)
             if server is None or server in refused:
                 return None
             # Later than the balancer's question: what it found ready is so still.
