@@ -25,7 +25,7 @@ cdef class Attempts(ServedRequest):
     cdef object _enter(self)
     cpdef object on_admitted(self)
     cdef object _no_place(self)
-    @cython.locals(core=Core, now=cython.longlong, connection=UpstreamConnection, server=Server, pool=Pool, breaker=Breaker, balancer=Balancer)
+    @cython.locals(core=Core, now=cython.longlong, connection=UpstreamConnection, server=Server, pool=Pool, breaker=Breaker, balancer=Balancer, afresh=cython.bint)
     cdef object _attempt(self)
     @cython.locals(core=Core, now=cython.longlong, server=Server, breaker=Breaker)
     cdef object _attempt_answered(self, int status)

@@ -41,6 +41,8 @@ if not cython.compiled:
 
 __all__ = ["Attempts"]
 
+#: An attempt that ended so leaves doubts about every connection that rests in the pools.
+_BROKEN: Final = frozenset(("upstream_closed", "upstream_reset"))
 #: Reasons of failed attempts that were timeouts: 504 instead of 502.
 _TIMEOUTS: Final = frozenset(("connect_timeout", "upstream_timeout", "upstream_stalled"))
 
@@ -99,7 +101,9 @@ class Attempts(ServedRequest):
             else:
                 self.reject(503, "no_healthy_upstream", "No upstream is available.")
             return
+        afresh = False
         if self.attempt:
+            afresh = self.upstream_error in _BROKEN
             self._set_apart()
         self.attempt += 1
         self.server = server
@@ -111,6 +115,10 @@ class Attempts(ServedRequest):
         self._state = WAITING
         core.wheel.schedule(self, self._deadline_total)
         pool: Pool | Any = server.extra
+        if afresh:
+            # No attempt may be lost to a second keep-alive race.
+            pool.acquire_new(self)
+            return
         connection = pool.acquire(self)
         if connection is not None:
             self.on_connected(connection)

@@ -43,6 +43,28 @@ def test_a_post_that_may_have_run_is_not_repeated(
     assert calls() == before + 4, "an idempotent request has three attempts"
 
 
+def test_behind_a_broken_connection_each_attempt_has_a_new_one(
+    gateway: GatewayProcess, upstream_a: Upstream, upstream_b: Upstream
+) -> None:
+    for _ in range(4):  # connections that rest in both pools
+        assert gateway.request("/api/text").status == 200
+    before = {up.name: len(up.seen) for up in (upstream_a, upstream_b)}
+    assert reason(gateway, "/api/reset") == (502, "upstream_closed")
+    attempts = [
+        (up, seen)
+        for up in (upstream_a, upstream_b)
+        for seen in up.seen[before[up.name] :]
+        if seen.path == "/reset"
+    ]
+    assert len(attempts) == 3
+    reused = [
+        seen
+        for up, seen in attempts
+        if any(other.connection == seen.connection for other in up.seen[: before[up.name]])
+    ]
+    assert len(reused) <= 1
+
+
 def test_the_last_real_response_is_passed_through(gateway: GatewayProcess) -> None:
     response = gateway.request("/api/status/503")
     assert response.status == 503
