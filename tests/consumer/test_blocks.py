@@ -159,6 +159,7 @@ def test_subjects_and_networks():
 
 
 @pytest.mark.kafka
+@pytest.mark.once  # its gateways are compiled ones, whatever this process runs
 async def test_the_fifth_hit_at_one_gateway_closes_all_of_them(
     kafka_broker, redis_factory, tmp_path
 ):

@@ -22,6 +22,9 @@ from nexus.gateway.discovery import (
 )
 from nexus.net.filememory import FileMemory
 
+# Reading a list of services asks no kernel.
+pytestmark = pytest.mark.once
+
 A, B = "http://127.0.0.1:3001", "http://127.0.0.1:3002"
 
 

@@ -24,6 +24,9 @@ from nexus.settings import (
     read_yaml,
 )
 
+# Reading settings asks no kernel.
+pytestmark = pytest.mark.once
+
 
 def load_text(tmp_path: Path, text: str, environ=None, **flags):
     file = tmp_path / "gateway.yaml"
