@@ -442,7 +442,7 @@ def _panel_json(index: int, panel: Panel) -> dict[str, Any]:
         "description": panel.help,
         "datasource": _SOURCE,
         "gridPos": {"h": 8, "w": 12, "x": 12 * (index % 2), "y": 8 * (index // 2)},
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": None}, "overrides": []},
+        "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
         "options": options,
         "targets": [
             {

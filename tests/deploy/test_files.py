@@ -133,15 +133,59 @@ def test_dashboards(board):
     assert document["uid"] == board.uid
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in document["panels"]]
     assert len(set(places)) == len(places)
+    assert all(p["gridPos"]["x"] + p["gridPos"]["w"] <= 24 for p in document["panels"])
+    ids = [panel["id"] for panel in document["panels"]]
+    assert len(set(ids)) == len(ids)
+    variables = {variable["name"] for variable in document["templating"]["list"]}
     sources = yaml.safe_load(
         (DEPLOY / "grafana" / "provisioning" / "datasources" / "nexus.yml").read_text()
     )
     known = {source["uid"] for source in sources["datasources"]}
     for panel in document["panels"]:
         assert panel["datasource"]["uid"] in known
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        names = [target["refId"] for target in panel["targets"]]
+        assert names
+        assert len(set(names)) == len(names)
         for target in panel["targets"]:
+            assert target["datasource"] == panel["datasource"]
+            used = set(re.findall(r"\$\{?(\w+)", target["expr"] + target["legendFormat"]))
+            assert used <= variables | {"__rate_interval", "__interval", "__range"}
             assert metrics_of(target["expr"]) <= set(CATALOGUE), panel["title"]
             assert target["legendFormat"]
+
+
+def test_grafana_finds_what_compose_gives_it():
+    """Each path within the container is below a mount, and there; each address is a service's."""
+    grafana = COMPOSE["services"]["grafana"]
+    mounts = dict(volume.split(":")[1::-1] for volume in grafana["volumes"])
+
+    def outside(path: str) -> Path:
+        for inside, source in mounts.items():
+            if path == inside or path.startswith(f"{inside}/"):
+                return ROOT / source / path.removeprefix(inside).lstrip("/")
+        raise AssertionError(f"{path} is not mounted")
+
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert outside(home).is_file()
+    provisioned = outside("/etc/grafana/provisioning")
+    (provider,) = yaml.safe_load((provisioned / "dashboards" / "nexus.yml").read_text())[
+        "providers"
+    ]
+    found = {file.stem for file in outside(provider["options"]["path"]).glob("*.json")}
+    assert found == {board.uid for board in BOARDS}
+    text = (provisioned / "datasources" / "nexus.yml").read_text()
+    sources = yaml.safe_load(text)["datasources"]
+    for source in sources:
+        name, _, port = source["url"].removeprefix("http://").partition(":")
+        assert any(f":{port}" in one for one in COMPOSE["services"][name]["ports"])
+    linked = set(re.findall(r"datasourceUid: (\S+)", text))
+    assert linked <= {source["uid"] for source in sources}
+    prometheus = COMPOSE["services"]["prometheus"]
+    assert "./deploy/prometheus:/etc/prometheus:ro" in prometheus["volumes"]
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    for pattern in config["rule_files"]:
+        assert sorted((DEPLOY / "prometheus").glob(pattern)) == RULES
 
 
 # ---------------------------------------------------------------------------------- containers
