@@ -231,6 +231,7 @@ class HumanFormatter(logging.Formatter):
     """``10:00:00.123 WARN  gateway/0 upstream unhealthy upstream=http://… (nexus.gateway)``."""
 
     _COLOURS: Final = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "31"}
+    _SHORT: Final = {"WARNING": "WARN", "CRITICAL": "FATAL"}
 
     def __init__(self, service: str, worker: int | None, *, colour: bool) -> None:
         super().__init__()
@@ -239,7 +240,7 @@ class HumanFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         clock_text = clock.iso_utc(int(record.created * 1000))[11:-1]
-        level = f"{record.levelname[:5]:<5}"
+        level = f"{self._SHORT.get(record.levelname, record.levelname):<5}"
         parts = [
             self._paint("2", clock_text),
             self._paint(self._COLOURS.get(record.levelname, "0"), level),
