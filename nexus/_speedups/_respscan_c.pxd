@@ -12,6 +12,8 @@ cdef enum:
     INLINE = 3
     ERROR = 4
 
+cdef unsigned int UNWATCHED
+
 cdef struct Slot:
     uint64_t word[4]     # lower-case name, zero-padded to NAME_LIMIT bytes
     unsigned int kind    # class; 0: free slot
@@ -29,7 +31,13 @@ cdef Py_ssize_t send_bytes(int descriptor, bytes data) except -1
 cdef class CommandTable:
     cdef Slot* _slots
     cdef int64_t _counts[256]            # ROWS × GROUPS
+    cdef tuple _watched                  # prefixes in order; None: every key is watched
+    cdef int _watched_effect
     cdef readonly unsigned int unknown
+    cdef bint _fits(self, const unsigned char* key, Py_ssize_t size) noexcept
+    cdef bint _unwatched(
+        self, int number, int64_t argc, const unsigned char* data, Py_ssize_t begin
+    ) noexcept
     cdef const Slot* find(self, const unsigned char* name, Py_ssize_t length) noexcept nogil
     cdef int _insert(self, bytes name, unsigned int kind, unsigned int group) except -1
     cdef int _affect(self, bytes name, int effect, int first, int last, int step) except -1

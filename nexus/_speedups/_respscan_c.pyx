@@ -8,7 +8,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyBy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memchr, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from nexus.errors import RespError
 
@@ -24,6 +24,7 @@ cdef enum:
     NAME_LIMIT = 32
     ARGC_LIMIT = 2147483647
 
+UNWATCHED = <unsigned int>1 << 31
 cdef int64_t REPLY_LIMIT = <int64_t>1 << 40
 cdef int64_t VALUES_LIMIT = <int64_t>1 << 60
 cdef int64_t NUMBER_LIMIT = <int64_t>1 << 61
@@ -140,6 +141,61 @@ cdef class CommandTable:
         for name, (effect, first, last, step) in (effects or {}).items():
             self._affect(name, effect, first, last, step)
         self.unknown = unknown
+
+    def watch(self, int effect, prefixes):
+        cdef list kept = []
+        cdef bytes prefix, last = None
+        if prefixes is not None:
+            for prefix in sorted(set(prefixes)):
+                if last is None or not prefix.startswith(last):
+                    kept.append(prefix)
+                    last = prefix
+        self._watched = None if prefixes is None else tuple(kept)
+        self._watched_effect = effect
+
+    def watched(self, bytes key not None):
+        return self._fits(<const unsigned char*>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+
+    cdef bint _fits(self, const unsigned char* key, Py_ssize_t size) noexcept:
+        """Whether a key is watched: the last prefix that is not behind it begins it."""
+        cdef bytes prefix
+        cdef Py_ssize_t low = 0, high, middle, length
+        cdef int order
+        if self._watched is None:
+            return True
+        high = len(self._watched)
+        while low < high:
+            middle = (low + high) >> 1
+            prefix = <bytes>self._watched[middle]
+            length = PyBytes_GET_SIZE(prefix)
+            order = memcmp(PyBytes_AS_STRING(prefix), key, min(length, size))
+            if order == 0:
+                if length <= size:
+                    return True
+                order = 1
+            if order > 0:
+                high = middle
+            else:
+                low = middle + 1
+        return False
+
+    cdef bint _unwatched(
+        self, int number, int64_t argc, const unsigned char* data, Py_ssize_t begin
+    ) noexcept:
+        """Whether a complete command may be passed over; ``begin``: its second argument."""
+        cdef const Slot* slot
+        cdef Py_ssize_t position = begin + 1
+        cdef Py_ssize_t size = 0
+        if number == 0 or argc < 2:
+            return False
+        slot = &self._slots[number - 1]
+        if slot.effect != self._watched_effect or slot.first != 1 or (argc > 2 and slot.last != 1):
+            return False
+        # The scanner has read this header before.
+        while data[position] != 13:
+            size = size * 10 + data[position] - 48
+            position += 1
+        return not self._fits(data + position + 2, size)
 
     def __dealloc__(self):
         free(self._slots)
@@ -277,7 +333,10 @@ cdef class CommandScanner:
                 self._progress = position - command
                 return MORE
             self._progress = 0
-            if not self.kind & mask:
+            if not self.kind & mask or (
+                mask & UNWATCHED
+                and not self._table._unwatched(self.number, self.argc, base, command + self.name_end)
+            ):
                 self.command_end = position
                 return COMMAND
             self.run_count += 1

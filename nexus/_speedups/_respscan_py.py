@@ -7,6 +7,8 @@ Pure-Python twin of ``_respscan_c.pyx``; both give the same answers for the same
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Final
 
 from nexus.errors import RespError
@@ -28,6 +30,9 @@ VALUES_LIMIT: Final = 1 << 60
 #: Rows and groups of the command counts.
 ROWS: Final = 8
 GROUPS: Final = 32
+
+#: In a mask: see :meth:`CommandTable.watch`.
+UNWATCHED: Final = 1 << 31
 
 MORE: Final = 0
 COMMAND: Final = 1
@@ -116,7 +121,16 @@ class CommandTable:
     key positions ``first, last, step`` as ``COMMAND`` gives them.
     """
 
-    __slots__ = ("_classes", "_counts", "_effects", "_groups", "_numbers", "unknown")
+    __slots__ = (
+        "_classes",
+        "_counts",
+        "_effects",
+        "_groups",
+        "_numbers",
+        "_watched",
+        "_watched_effect",
+        "unknown",
+    )
 
     def __init__(
         self,
@@ -143,6 +157,41 @@ class CommandTable:
                 raise ValueError(f"{name!r} has an effect and no class")
             self._effects[self._numbers[name.lower()]] = effect
         self.unknown = unknown
+        self._watched: list[bytes] | None = None
+        self._watched_effect = 0
+
+    def watch(self, effect: int, prefixes: Iterable[bytes] | None) -> None:
+        """Watch the keys that begin with any of ``prefixes``; ``None``: all keys.
+
+        With ``UNWATCHED`` beside the classes of its mask a scanner passes over those of their
+        commands only that have this effect and name one key, their first argument, which is not
+        watched.
+        """
+        kept: list[bytes] | None = None
+        if prefixes is not None:
+            kept = []
+            for prefix in sorted(set(prefixes)):
+                # Without those that begin with another, only the last one up to a key can fit it.
+                if not kept or not prefix.startswith(kept[-1]):
+                    kept.append(prefix)
+        self._watched = kept
+        self._watched_effect = effect
+
+    def watched(self, key: bytes) -> bool:
+        """Whether a key is watched."""
+        if self._watched is None:
+            return True
+        index = bisect_right(self._watched, key) - 1
+        return index >= 0 and key.startswith(self._watched[index])
+
+    def unwatched(self, number: int, argc: int, data: bytearray, begin: int) -> bool:
+        """Whether a complete command may be passed over; ``begin``: its second argument."""
+        effect, first, last, _step = self._effects[number]
+        if argc < 2 or effect != self._watched_effect or first != 1 or (argc > 2 and last != 1):
+            return False
+        line = data.index(b"\r", begin)
+        payload = line + 2
+        return not self.watched(bytes(data[payload : payload + int(data[begin + 1 : line])]))
 
     def lookup(self, name: bytes) -> int:
         """Class of a command."""
@@ -187,7 +236,8 @@ class CommandScanner:
     that call stopped at a command. It returns
 
     ``MORE``     the rest is an incomplete command; what was seen of it is not scanned again
-    ``COMMAND``  a complete command outside ``mask`` stands at ``[run_end, command_end)``
+    ``COMMAND``  a complete command outside ``mask`` stands at ``[run_end, command_end)`` (or one
+                 that ``UNWATCHED`` in the mask takes out of it: :meth:`CommandTable.watch`)
     ``INLINE``   a complete inline request stands at ``[run_end, command_end)``
     ``BIG``      the incomplete command at ``run_end`` is longer than ``big_bytes``: stream it
     ``ERROR``    ``error`` is what Redis would answer behind ``-ERR ``; nothing after is believed
@@ -279,7 +329,10 @@ class CommandScanner:
             position = self._arguments(data, command, position, end)
             if self._args_left:
                 return -1 - position if position < 0 else self._pause(position - command, MORE)
-            if not self.kind & mask:
+            if not self.kind & mask or (
+                mask & UNWATCHED
+                and not self._table.unwatched(self.number, self.argc, data, command + self.name_end)
+            ):
                 self.command_end = position
                 return self._pause(0, COMMAND)
             self.run_count += 1

@@ -7,7 +7,7 @@ cimport cython
 from nexus._speedups._nearcache_c cimport (
     BUSY, FLUSH, FULL, HIT, LATE, MISS, PENDING, READ, UNKNOWN, WRITE, NearTable, Notes, Rate
 )
-from nexus._speedups._respscan_c cimport CommandScanner, cut
+from nexus._speedups._respscan_c cimport UNWATCHED, CommandScanner, cut
 from nexus.cacheproxy._client_c cimport HELD, Client, Near
 from nexus.cacheproxy._core_c cimport Core
 from nexus.cacheproxy._link_c cimport DOWN, Link, Plane
@@ -45,7 +45,7 @@ cdef class Partition(Near):
         core=Core, plane=Plane, table=NearTable, scanner=CommandScanner, link=Link,
         source=Source, run=Py_ssize_t, position=Py_ssize_t, stop=Py_ssize_t, count=Py_ssize_t, hits=int64_t,
         now=double, fresh=double, floor=double, need=double, usable=bint, alone=bint, verdict=int, effect=int,
-        code=int,
+        code=int, mask=cython.uint,
     )
     cpdef Py_ssize_t take(
         self, Client client, bytearray data, Py_ssize_t start, Py_ssize_t end

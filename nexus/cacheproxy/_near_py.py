@@ -35,7 +35,7 @@ if not cython.compiled:
         WRITE,
         Notes,
     )
-    from nexus._speedups._respscan_py import CommandScanner, cut
+    from nexus._speedups._respscan_py import UNWATCHED, CommandScanner, cut
     from nexus.cacheproxy._client_py import HELD, Client, Near
     from nexus.cacheproxy._core_py import Core
     from nexus.cacheproxy._link_py import DOWN, Link
@@ -101,22 +101,34 @@ class Partition(Near):
             core.leases.behind(client)
         run = position = start
         count = hits = 0
-        now = monotonic()
-        fresh = floor = -1.0
+        now = fresh = floor = -1.0
         usable = False
-        if source is not None and source.up:
-            usable = True
-            fresh = source.fresh
-            floor = max(now - core.staleness, client.fence_after)
         client.verdict = MORE
         while True:
-            verdict = scanner.scan(data, position, end, 0)
+            # Of a key that no rule takes nothing is in the table, now or when its reply comes: its
+            # reads are forwarded as if there were no policy, unless something waits before them.
+            mask = client.mask | UNWATCHED
+            if client.held or client.guarded:
+                mask = 0
+            verdict = scanner.scan(data, position, end, mask)
             position = scanner.run_end
+            if scanner.run_count:
+                if table.used:
+                    self._emit(client)
+                count += scanner.run_count
+                core.misses += scanner.run_count
+                client.read_seq = link.sent + count
             if verdict != COMMAND or scanner.kind != SHARED or client.mask == 0:
                 client.verdict = verdict
                 break
             stop = scanner.command_end
             effect = scanner.effect
+            if now < 0:
+                now = monotonic()
+                if source is not None and source.up:
+                    usable = True
+                    fresh = source.fresh
+                    floor = max(now - core.staleness, client.fence_after)
             if effect == CACHED and scanner.argc > 1 and self._single(scanner):
                 if client.guarded:
                     core.guard.reads(client, data, position, stop)
@@ -421,7 +433,7 @@ class Partition(Near):
         elif up and not leased:
             return False
         if not up:
-            return rule.stale_if_error > 0 and self._stale(client, data, now, rule)
+            return free and rule.stale_if_error > 0 and self._stale(client, data, now, rule)
         together = free and (core.singleflight or leased)
         if (
             rule.early_refresh
@@ -488,7 +500,7 @@ class Partition(Near):
     def _stale(self, client: Client, data: bytearray, now: float, rule: Any) -> bool:
         """Whether a value that has expired stands in while Redis is not there."""
         core = self.core
-        if client.outstanding or client.slots or self.link.state != DOWN or self.source is None:
+        if client.slots or self.link.state != DOWN or self.source is None:
             return False
         if client.scanner.number != core.leases.get_number or self.table.used:
             return False

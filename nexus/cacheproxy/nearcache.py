@@ -18,6 +18,7 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from nexus._speedups.nearcache import NearTable, Rate
+from nexus.cacheproxy.commands import Effect
 from nexus.cacheproxy.dial import DialError, Identity, dial
 from nexus.cacheproxy.flow import Link, Plane, Receiver
 from nexus.cacheproxy.leases import Leases
@@ -96,6 +97,7 @@ class NearCache:
             }
             core.matchers = [numbers.get(number) for number in range(MAX_NUMBER + 1)]
             core.guard = self.leases.guard if any(rule.fill_guard for rule in book.rules) else None
+            self._plane.table.watch(Effect.CACHED, book.prefixes)
         else:
             core.matchers = None
             core.guard = None
@@ -103,14 +105,15 @@ class NearCache:
             for tracker in list(self.trackers.values()):
                 self._close(tracker)
             return
-        if not self._plane.near_on:
-            self._plane.near_on = True
-            for shared in self._pools.shared_links():
-                shared.partition.note_all()
+        # What is outstanding was not noted, or not the reads of keys that had no rule until now.
+        for shared in self._pools.shared_links():
+            shared.partition.note_all()
+            if not self._plane.near_on:
                 self._connect(shared.partition)
-            for session in self._pools.sessions:
-                if not session.pinned and session.link is not None:
-                    session.write_seq = session.link.sent
+        self._plane.near_on = True
+        for session in self._pools.sessions:
+            if not session.pinned and session.link is not None:
+                session.write_seq = session.link.sent
 
     @property
     def wants_ttl_only(self) -> bool:

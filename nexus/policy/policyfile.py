@@ -199,6 +199,12 @@ class RuleBook:
         return None if matcher is None else matcher.find(key)
 
     @property
+    def prefixes(self) -> frozenset[bytes] | None:
+        """What every key begins with that any rule of a read takes; ``None``: nothing certain."""
+        found = {rule.literal for matcher in self._matchers.values() for rule in matcher.rules}
+        return None if b"" in found else frozenset(found)
+
+    @property
     def has_tags(self) -> bool:
         """Whether any written key joins a tag."""
         return bool(self._taggings)

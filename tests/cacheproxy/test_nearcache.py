@@ -605,3 +605,59 @@ def test_switching_the_policy_off_and_on_under_load(stage: Stage):
         switch.ask("NEXUS", "POLICY", "ON")
     assert eventually(lambda: stage.stat("near_connections") >= 1)
     stage.cached("GET", "k")
+
+
+SOME = 'policies:\n  - {match: GET, keys: "ruled:*", near_cache: always}\n'
+OTHERS = SOME.replace("ruled", "plain")
+
+
+def test_keys_without_a_rule_share_batches_with_those_that_have_one(
+    proxy_factory: Callable[..., Proxy], tmp_path: Path
+):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(SOME)
+    server = RedisServer()
+    proxy = proxy_factory(server.url, "--policy", str(policy))
+    stage = Stage(server, proxy)
+    try:
+        values = {f"{kind}:{n}": f"{kind}-{n}" for kind in ("ruled", "plain") for n in range(8)}
+        stage.direct.mset(values)
+        rng = random.Random(11)
+        with proxy.raw() as raw:
+            for number in range(8):
+                assert stage.cached("GET", f"ruled:{number}") == f"ruled-{number}".encode()
+            hits, misses = stage.stat("near_hits"), stage.stat("near_misses")
+            for number in range(60):
+                batch, expected, reads = b"", [], 0
+                for _ in range(rng.randrange(1, 20)):
+                    key = rng.choice(sorted(values))
+                    if rng.random() < 0.1:
+                        values[key] = f"{key}-{number}"
+                        batch += encode("SET", key, values[key])
+                        expected.append(b"+OK\r\n")
+                    else:
+                        batch += encode("GET", key)
+                        expected.append(b"$%d\r\n%b\r\n" % (len(values[key]), values[key].encode()))
+                        reads += key.startswith("plain")
+                raw.write(batch)
+                assert raw.replies(len(expected)) == expected
+            assert stage.stat("near_hits") > hits
+            assert stage.stat("near_misses") > misses
+            with stage.asked("get", 32):
+                raw.write(encode("GET", "plain:1") * 32)
+                assert len(set(raw.replies(32))) == 1
+            # Another policy: what had no rule has one now, and the other way round.
+            policy.write_text(OTHERS)
+            assert eventually(lambda: b"plain:*" in raw.ask("NEXUS", "POLICY"))
+            stage.cached("GET", "plain:1")
+            with stage.asked("get", 32):
+                raw.write(encode("GET", "ruled:1") * 32)
+                raw.replies(32)
+            stage.direct.set("plain:1", "new")
+            time.sleep(2 * STALENESS)
+            assert raw.ask("GET", "plain:1") == b"$3\r\nnew\r\n"
+    finally:
+        stage.client.close()
+        stage.direct.close()
+        proxy.stop()
+        server.stop()

@@ -227,6 +227,63 @@ def test_groups_and_counts(backend: ModuleType) -> None:
         backend.CommandTable({b"a": 1}, 4, {b"a": 32})
 
 
+READ, WRITE = 1, 3
+UNWATCHED = 1 << 31
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_reads_of_keys_that_nobody_watches_are_passed_over(backend: ModuleType) -> None:
+    effects = {
+        b"get": (READ, 1, 1, 1),
+        b"exists": (READ, 1, -1, 1),
+        b"hget": (READ, 1, 1, 1),
+        b"set": (WRITE, 1, 1, 1),
+    }
+    names = dict.fromkeys([*effects, b"ping"], PLAIN) | {b"multi": OTHER}
+    table = backend.CommandTable(names, UNKNOWN, effects=effects)
+    scan = backend.CommandScanner(table, 1 << 20, 65_536)
+
+    def stops(data: bytes) -> list[int]:
+        """Runs between the commands that stop the scan with all of ``PLAIN`` but the unwatched."""
+        held, start, runs = bytearray(data), 0, []
+        while True:
+            verdict = scan.scan(held, start, len(held), PLAIN | UNWATCHED)
+            runs.append(scan.run_count)
+            if verdict != COMMAND:
+                assert (verdict, scan.run_end) == (MORE, len(held))
+                return runs
+            start = scan.command_end
+
+    reads = encode(b"GET", b"other") + encode(b"hget", b"", b"user:1") + encode(b"EXISTS", b"use")
+    assert stops(reads) == [0, 0, 0, 0]  # every key is watched
+    table.watch(READ, [b"user:", b"item:7", b"user:vip:"])
+    assert stops(reads) == [3]
+    # A watched key; two keys; another effect; none; another class; too few arguments.
+    for command in (
+        *(encode(b"GET", b"user:1"), encode(b"GET", b"item:7"), encode(b"GET", b"item:70")),
+        *(encode(b"EXISTS", b"a", b"b"), encode(b"SET", b"a", b"b"), encode(b"PING", b"a")),
+        *(encode(b"MULTI", b"a"), encode(b"NONE", b"a"), encode(b"GET")),
+    ):
+        assert stops(reads + command + reads * 2) == [3, 6], command
+    data = bytearray(reads)
+    assert [scan.scan(data, 0, len(data), mask) for mask in (0, UNWATCHED)] == [COMMAND] * 2
+    table.watch(READ, [])
+    assert stops(reads + encode(b"GET", b"user:1")) == [4]
+    table.watch(READ, None)
+    assert stops(reads) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(st.sets(st.binary(min_size=1, max_size=4)), st.binary(max_size=8))
+def test_a_key_is_watched_by_any_of_the_prefixes(
+    backend: ModuleType, prefixes: set[bytes], key: bytes
+) -> None:
+    table = backend.CommandTable({}, UNKNOWN)
+    table.watch(READ, prefixes)
+    for tried in (key, *prefixes, *(prefix + key for prefix in prefixes)):
+        assert table.watched(tried) == any(tried.startswith(prefix) for prefix in prefixes)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_arguments(backend: ModuleType) -> None:
     data = bytearray(b"xx" + encode(b"a", b"", b"\r\n") + b"yy")
