@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import redis
+from support.servers import RedisServer
 
 from proofs.crowd import Plan
 from proofs.stampede import Case, Options, cases, prove
 
-from .proxy import Proxy, Raw, eventually
+from .proxy import Proxy, Raw, encode, eventually
 
 pytestmark = pytest.mark.evidence
 
@@ -253,6 +254,31 @@ def test_an_expired_value_stands_in_for_a_loader_that_fails(leased: Proxy, direc
         time.sleep(0.05)
         assert first.ask("GET", "stale:2") == NIL
         assert second.ask("GET", "stale:2") == NIL
+
+
+def test_nor_does_it_overtake_errors_while_redis_is_down(
+    proxy_factory: Callable[..., Proxy], redis_factory: Callable[..., RedisServer], tmp_path: Path
+):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY)
+    server = redis_factory()
+    proxy = proxy_factory(server.url, "--policy", str(policy))
+    with redis.Redis.from_url(server.url, protocol=2) as direct:
+        direct.set("stale:1", "old", px=500)
+    old = b"$3\r\nold\r\n"
+    with proxy.raw() as raw:
+        assert raw.ask("GET", "stale:1") == old
+        server.kill()
+        time.sleep(0.5)
+        assert eventually(lambda: raw.ask("GET", "stale:1") == old)
+        for before in ("stale:none", "other"):
+            raw.write(encode("GET", before) + encode("GET", "stale:1") + encode("GET", before))
+            error, second, third = raw.replies(3)
+            assert error.startswith((b"-LOADING", b"-NEXUSDOWN"))
+            assert second in (error, old)
+            assert third == error
+        raw.write(encode("GET", "stale:1") * 3)
+        assert raw.replies(3) == [old] * 3
 
 
 @pytest.mark.parametrize("kind", ["early", "passing"])
