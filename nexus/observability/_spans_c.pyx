@@ -1,6 +1,6 @@
 """Records → spans in OTLP's protobuf, written straight from the record; see ``_spans_py``."""
 
-from nexus.observability._spans_py import conventions, encoded_resource, peer_of
+from nexus.observability._spans_py import conventions, encoded_resource, host_of, peer_of
 from nexus.observability.redaction import redact_target, redact_text, wire_text
 from nexus.observability.tracecontext import new_span_id, new_trace_id
 
@@ -116,7 +116,11 @@ cdef class SpanEncoder:
             if query:
                 _text(out, b"url.query", query)
             if record.host:
-                _text(out, b"server.address", record.host.decode("latin-1"))
+                host, port = host_of(record.host)
+                if host:
+                    _text(out, b"server.address", host)
+                if port:
+                    _integer(out, b"server.port", port)
             agent = redact_text(wire_text(record.user_agent, _MAX_URL_CHARS))
             if agent:
                 _text(out, b"user_agent.original", agent)

@@ -114,7 +114,10 @@ class SpanEncoder:
             ]
             if query:
                 out.append(text("url.query", query))
-            _add(out, "server.address", record.host.decode("latin-1"))
+            host, port = host_of(record.host)
+            _add(out, "server.address", host)
+            if port:
+                out.append(integer("server.port", port))
             _add(
                 out,
                 "user_agent.original",
@@ -215,6 +218,14 @@ class SpanEncoder:
         if peer is None:
             peer = self._peers[url] = peer_of(url)
         return peer
+
+
+def host_of(field: bytes) -> tuple[str, int]:
+    """Host and port of a request's ``Host``; 0: it names none."""
+    host, colon, port = field.decode("latin-1").rpartition(":")
+    if colon and port.isascii() and port.isdigit() and len(port) < 6:
+        return host, int(port)
+    return field.decode("latin-1"), 0
 
 
 def conventions(semconv: str) -> tuple[bool, bool]:

@@ -44,7 +44,9 @@ fields = st.fixed_dictionaries(
         "method": wire,
         "target": wire,
         "scheme": st.sampled_from([b"http", b"https"]),
-        "host": st.sampled_from([b"", b"shop.example:8080", b"\xe9.example"]),
+        "host": st.sampled_from(
+            [b"", b"shop.example:8080", b"\xe9.example", b"[::1]:80", b"[::1]", b":80", b"a:999999"]
+        ),
         "route": text,
         "status": st.sampled_from([0, 101, 200, 404, 499, 500, 503]),
         "reason": text,

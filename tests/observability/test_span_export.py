@@ -170,7 +170,7 @@ async def test_a_request_becomes_a_server_and_a_client_span(
 async def test_the_stable_names_by_opt_in(collector, make_sink, make_record, opt_in):
     sink = make_sink({"OTEL_SEMCONV_STABILITY_OPT_IN": opt_in})
     await sink.start()
-    sink.consume([make_record(method=b"BREW", user_agent=b"curl", host=b"shop.example")])
+    sink.consume([make_record(method=b"BREW", user_agent=b"curl", host=b"shop.example:8443")])
     await sink.stop(5)
     server, client = map(attributes, collector.spans)
     assert (
@@ -184,6 +184,7 @@ async def test_the_stable_names_by_opt_in(collector, make_sink, make_record, opt
             "http.route": "/api/*",
             "client.address": "192.0.2.7",
             "server.address": "shop.example",
+            "server.port": 8443,
             "http.response.status_code": 200,
             "user_agent.original": "curl",
         }.items()
