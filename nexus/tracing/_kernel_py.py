@@ -27,6 +27,7 @@ from collections import deque
 from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+import cython  # type: ignore[import-untyped]
 from opentelemetry import context as _otel
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 from opentelemetry.trace.propagation import _SPAN_KEY
@@ -198,13 +199,16 @@ class Span:
     def set_up(self, state: State, name: str, sampled: bool) -> None:
         """A new span's fields. No ``__init__``: to call one costs more than all of these."""
         self._state = state
-        self._context: Any = None
         self.name = name
-        self.kind = 0  # as opentelemetry.trace.SpanKind: internal
         self.sampled = sampled
         self.trace_id: Any = 0
         self.span_id: Any = 0
         self.parent_id: Any = 0
+        self.description = ""
+        if cython.compiled:
+            return  # the rest is zero and None from the start
+        self._context: Any = None
+        self.kind = 0  # as opentelemetry.trace.SpanKind: internal
         self.parent_remote = False
         #: The parent itself while it may yet turn out too short to be recorded.
         self.parent: Any = None
@@ -223,7 +227,6 @@ class Span:
         self.events: Any = None
         self.links: Any = None
         self.status = _UNSET
-        self.description = ""
         self.scope: Any = None
         self.dropped_attributes = 0
         self.dropped_events = 0
