@@ -66,7 +66,7 @@ def served(gateway: GatewayProcess, count: int = 8) -> Counter[str]:
     )
 
 
-def until(condition: Callable[[], Any], seconds: float = 8.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

@@ -33,7 +33,7 @@ def answers(gateway: GatewayProcess, count: int, method: str = "GET") -> Counter
     return seen
 
 
-def until(condition: Callable[[], Any], seconds: float = 6.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

@@ -50,7 +50,7 @@ class Toy:
         return text in self.log.read_text()
 
     def ready(self) -> Toy:
-        wait_until(lambda: self.process.poll() is not None or self.logged(" ready on "))
+        wait_until(lambda: self.process.poll() is not None or self.logged(" ready on "), 60)
         assert self.process.poll() is None, self.log.read_text()
         return self
 

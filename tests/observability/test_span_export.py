@@ -114,7 +114,7 @@ def counts(metrics) -> dict[str, float]:
     return {k: v for k, v in found.items() if v}
 
 
-async def until(condition, seconds: float = 10.0) -> None:
+async def until(condition, seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

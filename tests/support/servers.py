@@ -116,7 +116,7 @@ def _stands(pid: int) -> bool:
     return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
 
-def wait_until(condition: object, seconds: float = 10.0, what: str = "the condition") -> None:
+def wait_until(condition: object, seconds: float = 30.0, what: str = "the condition") -> None:
     """Poll ``condition()`` until it is true; fails with ``what`` after ``seconds``."""
     assert callable(condition)
     deadline = time.monotonic() + seconds
