@@ -34,6 +34,7 @@ cdef class Head:
 
     cpdef object reset(self)
     cpdef object value(self, int known)
+    cpdef bint is_value(self, int known, bytes value) except -1
     cpdef int count(self, int known) except -1
     cpdef bytes joined(self, int known)
     cpdef object named(self, bytes name)

@@ -260,6 +260,15 @@ cdef class Head:
         field = &self._fields[self._first[known]]
         return PyBytes_FromStringAndSize(<const char *>self._data + field.value, field.value_size)
 
+    cpdef bint is_value(self, int known, bytes value) except -1:
+        cdef Field *field
+        if value is None or self.count(known) == 0:
+            return False
+        field = &self._fields[self._first[known]]
+        return field.value_size == PyBytes_GET_SIZE(value) and not memcmp(
+            self._data + field.value, PyBytes_AS_STRING(value), field.value_size
+        )
+
     cpdef int count(self, int known) except -1:
         if known < 0 or known >= KNOWN_COUNT:
             raise IndexError("no such field id")

@@ -89,6 +89,10 @@ class _Head:
                     return value
         return None
 
+    def is_value(self, known: int, value: bytes | None) -> bool:
+        """Whether ``value`` is the first value of a known field; valid as :meth:`value` is."""
+        return value is not None and self.value(known) == value
+
     def count(self, known: int) -> int:
         """How many lines a known field has."""
         return self._count[known]

@@ -65,6 +65,7 @@ class Traces:
                 worker=self._index,
                 encoder=lambda options: CommandSpanEncoder(options.resource, self._target),
                 count=lambda _span: 1,
+                pick=lambda spans, _errors, _slow_ns: spans,  # of others there are none
             )
             await sink.start()
             plane.tracer = Tracer(self._core, sink, sampling.ratio, settings.record_keys)

@@ -14,7 +14,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["PREFIX", "is_wrappable", "suffix"]
+import cython  # type: ignore[import-untyped]
+
+if not cython.compiled:
+    from nexus.gateway.buffers import joined
+
+__all__ = ["PREFIX", "is_wrappable", "suffix", "wrapped"]
 
 PREFIX: Final = b'{"data":'
 
@@ -26,8 +31,23 @@ _JSON: Final = re.compile(
 
 def suffix(request_id: bytes, stamp: bytes) -> bytes:
     """What follows the upstream's bytes; both arguments need no escaping."""
-    return b"".join(
+    return joined(
         (
+            b',"_meta":{"requestId":"',
+            request_id,
+            b'","gateway":"nexus","timestamp":"',
+            stamp,
+            b'"}}',
+        )
+    )
+
+
+def wrapped(body: bytes, request_id: bytes, stamp: bytes) -> bytes:
+    """The whole of a body that is at hand."""
+    return joined(
+        (
+            PREFIX,
+            body,
             b',"_meta":{"requestId":"',
             request_id,
             b'","gateway":"nexus","timestamp":"',

@@ -8,7 +8,7 @@ from nexus.gateway._compose_c cimport (
     response_fields,
 )
 from nexus.gateway._core_c cimport Core
-from nexus.gateway._envelope_c cimport suffix
+from nexus.gateway._envelope_c cimport suffix, wrapped
 from nexus.gateway._ports_c cimport PoolPort
 from nexus.gateway._primitives cimport cut, joined, length_field
 from nexus.gateway._request_c cimport (

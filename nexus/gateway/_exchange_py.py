@@ -30,7 +30,7 @@ if not cython.compiled:
         request_fields,
         response_fields,
     )
-    from nexus.gateway._envelope_py import suffix
+    from nexus.gateway._envelope_py import suffix, wrapped
     from nexus.gateway._request_py import (
         COLLECTING,
         DONE,
@@ -216,7 +216,7 @@ class Exchange(Attempts):
             self._end(connection, block, extra, b"", keep)
         elif complete:
             if wraps:
-                body = joined((PREFIX, body, suffix(self.request_id, self.stamp)))
+                body = wrapped(body, self.request_id, self.stamp)
             self._end(connection, block, extra + length_field(len(body)), body, keep)
         else:
             self.wraps = wraps
@@ -249,7 +249,7 @@ class Exchange(Attempts):
             body = b""
         else:
             if wraps:
-                body = joined((PREFIX, body, suffix(self.request_id, self.stamp)))
+                body = wrapped(body, self.request_id, self.stamp)
             extra += length_field(len(body))
         self._fallback = (head.status, block, extra, body)
         if self.request_done:

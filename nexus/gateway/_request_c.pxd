@@ -30,6 +30,8 @@ cdef class ServedRequest(ResponseSink):
     cdef object _inside
     cdef object _waits_at
     cdef public object identity
+    cdef public object proved
+    cdef public long long proved_until
     cdef public bytes cookie
     cdef Series _series
     cdef bytes forwarded

@@ -68,6 +68,9 @@ class ServedRequest(ResponseSink):
         #: The head of a request that is held.
         self.held_head: RequestHead | Any = None
         self._series: Any = None
+        #: Whom the connection's last token proved, and the wall clock in nanoseconds at its end.
+        self.proved: Any = None
+        self.proved_until = 0
         self.forwarded = b""
         self.forwarded_host: bytes | None = None
         self._state = FREE
@@ -365,7 +368,8 @@ class ServedRequest(ResponseSink):
             self.core.budget.release()
 
     def _record(self, duration: int) -> RequestRecord:
-        record = RequestRecord()
+        record = RequestRecord.__new__(RequestRecord)
+        record.redacted = None
         record.started_ns = self.wall_ns
         record.duration_ns = duration
         record.method = self.method
@@ -397,6 +401,16 @@ class ServedRequest(ResponseSink):
             record.upstream_error = self.upstream_error
             record.attempts = self.attempt
             record.earlier = self._earlier
+        else:
+            record.proxied = False
+            record.upstream = ""
+            record.upstream_target = b""
+            record.upstream_status = 0
+            record.upstream_start_ns = 0
+            record.upstream_ns = 0
+            record.upstream_error = ""
+            record.attempts = 0
+            record.earlier = None
         record.trace_id = self.trace_id
         record.span_id = self.span_id
         record.parent_span_id = self.parent_span_id

@@ -149,7 +149,6 @@ class Authenticator:
 
     __slots__ = (
         "_clients",
-        "_count_hit",
         "_count_miss",
         "_denied",
         "_hashed",
@@ -163,6 +162,7 @@ class Authenticator:
         "_ttl",
         "_verified",
         "_verifier",
+        "count_hit",
     )
 
     def __init__(
@@ -175,10 +175,11 @@ class Authenticator:
         """``metrics``: where look-ups in the cache of verified tokens are counted, if anywhere.
         ``denied``: entries of the denylist; tell :meth:`forget` what is new in it."""
         check_settings(settings)
-        self._count_hit: Callable[[], None] = _nowhere
+        #: For whoever remembers an identity and asks nobody while it is ``known_by`` what it sees.
+        self.count_hit: Callable[[], None] = _nowhere
         self._count_miss: Callable[[], None] = _nowhere
         if metrics is not None:
-            self._count_hit = metrics.counter("nexus_auth_cache_total", result="hit").inc
+            self.count_hit = metrics.counter("nexus_auth_cache_total", result="hit").inc
             self._count_miss = metrics.counter("nexus_auth_cache_total", result="miss").inc
         # The settings themselves hold the clients' secrets as text: what is needed is taken out.
         self._key = settings.jwt_secret.encode()
@@ -218,10 +219,10 @@ class Authenticator:
             raise AuthError(MISSING.reason, str(MISSING))
         known = self._verified.get(authorization)
         if known is not None:
-            self._count_hit()
+            self.count_hit()
             if now < known.end:
                 return known
-            del self._verified[authorization]
+            self._drop(authorization)
             raise AuthError("expired", "the token has expired")
         token = _token_of(authorization)
         # Only what could have been a hit: nonsense is no look-up.
@@ -254,15 +255,25 @@ class Authenticator:
             if not (new.isdisjoint(identity.revocable) and new.isdisjoint(identity.everything))
         ]
         for field in gone:
-            del self._verified[field]
+            self._drop(field)
+
+    def retire(self) -> None:
+        """Another one takes its place: nobody is known by what this one has seen."""
+        self._max_cached = 0
+        for field in list(self._verified):
+            self._drop(field)
 
     def _remember(self, authorization: bytes, identity: Identity) -> None:
         if not self._max_cached:
             return
         # Only tokens that we can verify come here, so a stranger cannot push others out.
         if len(self._verified) >= self._max_cached:
-            del self._verified[next(iter(self._verified))]
+            self._drop(next(iter(self._verified)))
         self._verified[authorization] = identity
+        identity.known_by = authorization
+
+    def _drop(self, authorization: bytes) -> None:
+        self._verified.pop(authorization).known_by = None
 
     # ----------------------------------------------------------------------------------- issuing
 

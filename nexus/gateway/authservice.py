@@ -58,6 +58,8 @@ class AuthService:
             self.endpoints.sessions = self._sessions
         else:
             self.endpoints.sessions = None
+        if self.endpoints.authenticator is not None:
+            self.endpoints.authenticator.retire()
         self.endpoints.apply(auth, authenticator)
         return authenticator
 

@@ -22,6 +22,7 @@ class Identity:
         "fields",
         "issued",
         "issuer",
+        "known_by",
         "revocable",
         "roles",
         "scopes",
@@ -54,6 +55,8 @@ class Identity:
         self.issued: Final = issued
         #: Entries of the denylist that end it if it was issued before they were made: ``all:…``.
         self.everything: Final = everything
+        #: The ``Authorization`` field by which it is remembered; ``None``: it is not, or no more.
+        self.known_by: bytes | None = None
         lines = [("x-auth-client", client_id)]
         if subject:
             lines.append(("x-auth-subject", subject))

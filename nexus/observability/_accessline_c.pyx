@@ -4,7 +4,7 @@ import json
 import os
 
 from nexus import clock
-from nexus.observability._accessline_py import shown_agent, shown_id
+from nexus.observability._accessline_py import BLOCK_BYTES, shown_agent, shown_id
 from nexus.observability.redaction import wire_text
 
 from cpython.mem cimport PyMem_Free
@@ -20,6 +20,7 @@ from nexus.observability._out cimport (
     put_number,
     put_thousandths,
     taken,
+    taken_up_to,
 )
 from nexus.observability._record_c cimport RequestRecord
 
@@ -33,6 +34,7 @@ cdef class AccessLineEncoder:
     cdef bytes _fixed
     cdef long long _second
     cdef bytes _stamp
+    cdef Py_ssize_t _block
     cdef bytes _agent_wire
     cdef str _agent
 
@@ -43,6 +45,7 @@ cdef class AccessLineEncoder:
             os.getpid(),
         )
         self._second = -1
+        self._block = BLOCK_BYTES
         self._agent_wire = b""
         self._agent = ""
 
@@ -50,14 +53,19 @@ cdef class AccessLineEncoder:
         PyMem_Free(self._out.data)
 
     def encode(self, list records not None):
-        """One line for each record, with its newline."""
+        """One line for each record, in blocks of whole lines."""
         cdef RequestRecord record
-        cdef list lines = []
+        cdef list blocks = []
+        cdef Py_ssize_t end  # of the lines before
         self._out.size = 0
         for record in records:
+            end = self._out.size
             self._line(record)
-            lines.append(taken(&self._out))
-        return lines
+            if end and self._out.size > self._block:
+                blocks.append(taken_up_to(&self._out, end))
+        if self._out.size:
+            blocks.append(taken(&self._out))
+        return blocks
 
     cdef int _line(self, RequestRecord record) except -1:
         cdef Out *out = &self._out

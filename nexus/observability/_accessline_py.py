@@ -6,6 +6,7 @@ The pure side; ``_accessline_c`` writes the same bytes straight from the record.
 from __future__ import annotations
 
 import os
+import select
 from functools import lru_cache
 from typing import Final
 
@@ -16,6 +17,9 @@ from nexus.observability.redaction import redact_text, wire_text
 from nexus.observability.stamp import Stamps
 
 __all__ = ["AccessLineEncoder"]
+
+#: Bytes of a block of lines: what a pipe that several processes share takes in one piece.
+BLOCK_BYTES: Final = select.PIPE_BUF
 
 #: Characters of a User-Agent that are kept, and of an id that a client chose.
 MAX_AGENT_CHARS: Final = 512
@@ -67,8 +71,24 @@ class AccessLineEncoder:
         self._encode: Final = msgspec.json.Encoder().encode
 
     def encode(self, records: list[RequestRecord]) -> list[bytes]:
-        """One line for each record, with its newline."""
-        return [self._line(record) for record in records]
+        """One line for each record, with its newline, in blocks of whole lines.
+
+        A block is no longer than ``BLOCK_BYTES`` unless its only line is.
+        """
+        blocks: list[bytes] = []
+        lines: list[bytes] = []
+        size = 0
+        for record in records:
+            line = self._line(record)
+            if lines and size + len(line) > BLOCK_BYTES:
+                blocks.append(b"".join(lines))
+                lines.clear()
+                size = 0
+            lines.append(line)
+            size += len(line)
+        if lines:
+            blocks.append(b"".join(lines))
+        return blocks
 
     def _line(self, record: RequestRecord) -> bytes:
         method = wire_text(record.method, 32)

@@ -7,7 +7,6 @@ cdef int MAX_TARGET
 
 @cython.final
 cdef class RequestRecord:
-    cdef str _shown
     cdef public long long attempts
     cdef public long long bytes_in
     cdef public long long bytes_out
@@ -22,6 +21,7 @@ cdef class RequestRecord:
     cdef public str parent_span_id
     cdef public bint proxied
     cdef public str reason
+    cdef public str redacted
     cdef public str request_id
     cdef public str retry_skipped
     cdef public str route
@@ -43,3 +43,7 @@ cdef class RequestRecord:
     cdef public bytes user_agent
 
     cpdef str shown(self)
+
+
+@cython.locals(record=RequestRecord)
+cpdef list picked(list records, bint errors, long long slow_ns)

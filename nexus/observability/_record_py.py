@@ -22,17 +22,20 @@ if not cython.compiled:
         return wire[:limit].decode()
 
 
-__all__ = ["RequestRecord"]
+__all__ = ["RequestRecord", "picked"]
 
 #: Characters of a target that are shown anywhere.
 MAX_TARGET: int = 2048
 
 
 class RequestRecord:
-    """Scalars of one request. Text that came over the wire stays ``bytes`` until it is encoded."""
+    """Scalars of one request. Text that came over the wire stays ``bytes`` until it is encoded.
+
+    The request path makes it by ``__new__`` alone and sets every field itself: an empty record to
+    be overwritten would be a write more to each of them.
+    """
 
     __slots__ = (
-        "_shown",
         "attempts",
         "bytes_in",
         "bytes_out",
@@ -47,6 +50,7 @@ class RequestRecord:
         "parent_span_id",
         "proxied",
         "reason",
+        "redacted",
         "request_id",
         "retry_skipped",
         "route",
@@ -69,7 +73,8 @@ class RequestRecord:
     )
 
     def __init__(self) -> None:
-        self._shown: str | None = None
+        #: What :meth:`shown` has worked out.
+        self.redacted: str | None = None
         #: Wall clock at the first byte of the head, nanoseconds since the Unix epoch.
         self.started_ns = 0
         #: First byte in → last byte out, nanoseconds, monotonic.
@@ -125,11 +130,26 @@ class RequestRecord:
 
         Worked out once for all of them, when the first one asks; the target stays as it is then.
         """
-        shown = self._shown
+        shown = self.redacted
         if shown is None:
             if is_plain(self.target):  # most are
                 shown = plain_text(self.target, MAX_TARGET)
             else:
                 shown = redact_target(self.target, MAX_TARGET)
-            self._shown = shown
+            self.redacted = shown
         return shown
+
+
+def picked(records: list[RequestRecord], errors: bool, slow_ns: int) -> list[RequestRecord]:
+    """Those that are sampled; with ``errors``, also what ended in 5xx or without an answer, and
+    what took at least ``slow_ns`` (0: no matter how long).
+    """
+    found: list[RequestRecord] = []
+    for record in records:
+        if (
+            record.sampled
+            or (errors and (record.status >= 500 or record.status == 0))
+            or (slow_ns > 0 and record.duration_ns >= slow_ns)
+        ):
+            found.append(record)  # noqa: PERF401  (a comprehension's variable has no C type)
+    return found

@@ -17,4 +17,6 @@ cdef class Recorder:
     @cython.locals(waiting=Py_ssize_t)
     cpdef object append(self, record)
     cdef object _schedule(self, bint urgent)
-    cdef object _hand_over(self)
+    @cython.locals(handed=Py_ssize_t)
+    cpdef object _drain(self)
+    cdef Py_ssize_t _hand_over(self) except -1

@@ -13,6 +13,10 @@ from nexus.observability.registry import LocalMetrics
 
 __all__ = ["AccessLog"]
 
+#: Seconds that lines wait for others before they are written together; below what anybody who
+#: watches a log notices.
+GATHER_SECONDS: Final = 0.025
+
 
 class AccessLog:
     """A recorder sink that writes lines to a file or, for the path ``-``, to standard output."""
@@ -27,7 +31,11 @@ class AccessLog:
     ) -> None:
         """Raises ``ConfigError`` when the file cannot be opened."""
         try:
-            self._writer: Final = LineWriter(fd=1) if path == "-" else LineWriter(path=path)
+            self._writer: Final = LineWriter(
+                path=None if path == "-" else path,
+                fd=1 if path == "-" else None,
+                gather_seconds=GATHER_SECONDS,
+            )
         except OSError as error:
             raise ConfigError(
                 f"cannot be opened: {error.strerror}", source=path, path="access_log.path"

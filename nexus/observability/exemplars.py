@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from nexus.observability.catalogue import LATENCY_MS
-from nexus.observability.record import RequestRecord
+from nexus.observability.record import RequestRecord, picked
 
 __all__ = ["Exemplar", "ExemplarKey", "ExemplarMemory", "ExemplarSink"]
 
@@ -99,8 +99,8 @@ class ExemplarSink:
         self._timer: asyncio.TimerHandle | None = None
 
     def consume(self, records: list[RequestRecord]) -> None:
-        for record in records:
-            if not record.sampled or not record.route:
+        for record in picked(records, False, 0):
+            if not record.route:
                 continue
             method = record.method.decode("latin-1")
             at = (record.started_ns + record.duration_ns) / 1e9

@@ -6,7 +6,10 @@ counted: a service must not stop because nobody reads its log.
 
 Workers of one service often share one pipe. POSIX keeps a write to a pipe in one piece up to
 ``PIPE_BUF`` bytes, so the thread writes whole lines in chunks of at most that; on files (opened for
-appending) and terminals, in larger ones.
+appending) and terminals, in larger ones. Lines may come in blocks of several, of at most that too.
+
+A thread that is woken for every few lines takes turns with the event loop's all the time, which
+costs more than the writing. A writer of many lines is given a time in which it gathers them.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ BUFFER_BYTES: Final = 4 * 1024 * 1024
 #: Bytes of one write to a file or a terminal.
 _CHUNK_BYTES: Final = 65_536
 
+#: Bytes for which no more are waited for.
+_MANY_BYTES: Final = 262_144
+
 
 class _Counts(Protocol):
     def inc(self, n: float = 1.0) -> None: ...
@@ -43,14 +49,23 @@ class LineWriter:
     """
 
     def __init__(
-        self, *, path: str | None = None, fd: int | None = None, buffer_bytes: int = BUFFER_BYTES
+        self,
+        *,
+        path: str | None = None,
+        fd: int | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
+        gather_seconds: float = 0.0,
     ) -> None:
-        """Raises ``OSError`` when ``path`` cannot be opened."""
+        """``gather_seconds``: how long the first line may wait for others.
+
+        Raises ``OSError`` when ``path`` cannot be opened.
+        """
         if (path is None) == (fd is None):
             raise ValueError("give either a path or a descriptor")
         self._path: Final = path
         self._fd = fd if fd is not None else _open(str(path))
         self._limit: Final = buffer_bytes
+        self._gather_seconds: Final = gather_seconds
         #: Lines lost so far, by reason.
         self.dropped: Final[dict[str, int]] = {"buffer_full": 0, "output_error": 0, "closed": 0}
         self._counters: dict[str, _Counts] = {}
@@ -66,6 +81,8 @@ class LineWriter:
         self._lines: deque[bytes] = deque()
         self._size = 0
         self._writing = False
+        self._gathering = False
+        self._hurry = False
         self._closed = False
         self._reopen = False
         self._thread: threading.Thread | None = None
@@ -75,21 +92,27 @@ class LineWriter:
         self._counters = counters
 
     def write(self, lines: Sequence[bytes]) -> int:
-        """Take ``lines``, each with its newline; returns how many of them were not dropped."""
+        """Take ``lines``, each with its newline, or blocks of them of at most ``PIPE_BUF`` bytes.
+
+        Returns how many lines were not dropped.
+        """
         taken = 0
         with self._lock:
             for line in lines:
                 if self._closed:
-                    self._drop("closed", 1)
+                    self._drop("closed", line.count(b"\n"))
                 elif self._size + len(line) > self._limit:
-                    self._drop("buffer_full", 1)
+                    self._drop("buffer_full", line.count(b"\n"))
                 else:
                     self._lines.append(line)
                     self._size += len(line)
-                    taken += 1
+                    taken += line.count(b"\n")
             if self._thread is None:
                 if taken:
                     self._start()
+            elif self._gathering:
+                if self._size >= _MANY_BYTES:
+                    self._wake.notify()
             elif not self._writing:
                 self._wake.notify()
         return taken
@@ -113,6 +136,9 @@ class LineWriter:
         """Wait until everything is written, for at most ``seconds``; whether it was."""
         deadline = time.monotonic() + seconds
         with self._lock:
+            self._hurry = True
+            if self._gathering:
+                self._wake.notify()
             while self._lines or self._writing or self._reopen:
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -128,7 +154,7 @@ class LineWriter:
                 return
             self._closed = True
             if self._lines:
-                self._drop("closed", len(self._lines))
+                self._drop("closed", sum(line.count(b"\n") for line in self._lines))
                 self._lines.clear()
                 self._size = 0
             self._wake.notify()
@@ -150,14 +176,18 @@ class LineWriter:
 
     def _run(self) -> None:
         limit = _chunk_limit(self._fd)
+        gathered = False
         while True:
             with self._lock:
                 while not self._lines and not self._reopen:
-                    self._writing = False
+                    self._writing = self._hurry = gathered = False
                     self._idle.notify_all()
                     if self._closed:
                         return
                     self._wake.wait()
+                if self._gather_seconds and not gathered:
+                    gathered = True
+                    self._gather()
                 self._writing = True
                 reopen, self._reopen = self._reopen, False
                 chunk = self._take(limit) if self._lines else b""
@@ -168,6 +198,14 @@ class LineWriter:
             except OSError:
                 with self._lock:
                     self._drop("output_error", chunk.count(b"\n"))
+
+    def _gather(self) -> None:
+        """Wait for more lines, unless there are many or somebody waits for these."""
+        if self._hurry or self._reopen or self._size >= _MANY_BYTES:
+            return
+        self._gathering = True
+        self._wake.wait(self._gather_seconds)
+        self._gathering = False
 
     def _take(self, limit: int) -> bytes:
         """The next whole lines, together at most ``limit`` bytes unless the first is longer."""

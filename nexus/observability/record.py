@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from nexus._speedups import BACKEND
 
 if TYPE_CHECKING or BACKEND == "pure":
-    from nexus.observability._record_py import RequestRecord
+    from nexus.observability._record_py import RequestRecord, picked
 else:
-    from nexus.observability._record_c import RequestRecord
+    from nexus.observability._record_c import RequestRecord, picked
 
-__all__ = ["RequestRecord"]
+__all__ = ["RequestRecord", "picked"]

@@ -34,7 +34,7 @@ from nexus.observability.otlp import (
     TracingConfig,
     resolve,
 )
-from nexus.observability.record import RequestRecord
+from nexus.observability.record import picked
 from nexus.observability.registry import LocalMetrics
 from nexus.observability.spans import SpanEncoder, span_count
 from nexus.observability.tracecontext import (
@@ -80,8 +80,7 @@ def _of_requests(options: ExportOptions) -> Encoder:
 class SpanSink:
     """A recorder sink that exports spans over OTLP/HTTP.
 
-    Of requests, or of whatever ``encoder`` encodes: records with a ``sampled`` of their own, of
-    which each is ``count`` spans.
+    Of requests, or of whatever ``encoder`` encodes, of which each is ``count`` spans.
     """
 
     def __init__(
@@ -95,15 +94,18 @@ class SpanSink:
         slow_ns: int = SLOW_NS,
         encoder: Callable[[ExportOptions], Encoder] = _of_requests,
         count: Callable[[Any], int] = span_count,
+        pick: Callable[[list[Any], bool, int], list[Any]] = picked,
     ) -> None:
-        """``keep_errors``: requests that ended in 5xx, or without an answer, are traced although
-        they were not sampled; ``slow_ns``: so are those that took at least this (0: none).
+        """``pick``: which records become spans, given the next two. ``keep_errors``: requests that
+        ended in 5xx, or without an answer, are traced although they were not sampled; ``slow_ns``:
+        so are those that took at least this (0: none).
 
         Raises ``ConfigError`` for an endpoint or an ``OTEL_*`` variable that cannot be read.
         """
         self._options: Final = resolve(settings, environ, worker=worker)
         self._encoder: Final = encoder(self._options)
         self._count: Final = count
+        self._pick: Final = pick
         self._keep_errors: Final = keep_errors
         self._slow_ns: Final = slow_ns
         self._queue: Final[deque[Any]] = deque()
@@ -121,9 +123,8 @@ class SpanSink:
         self._exports: Final = metrics.counters("nexus_trace_exports_total")
 
     def consume(self, records: list[Any]) -> None:
-        for record in records:
-            if not (record.sampled or self._worth_keeping(record)):
-                continue
+        waiting = self._queued
+        for record in self._pick(records, self._keep_errors, self._slow_ns):
             spans = self._count(record)
             self._made.inc(spans)
             if self._stopping.is_set():
@@ -133,7 +134,8 @@ class SpanSink:
             else:
                 self._queue.append(record)
                 self._queued += spans
-        if self._queued:
+        # The two that whoever gathers waits for; a batch of records that is neither wakes nobody.
+        if self._queued and (waiting == 0 or self._queued >= self._options.batch_spans):
             self._wake.set()
 
     async def start(self) -> None:
@@ -156,11 +158,6 @@ class SpanSink:
             self._drop("shutdown", self._queued)
             self._queue.clear()
             self._queued = 0
-
-    def _worth_keeping(self, record: RequestRecord) -> bool:
-        if self._keep_errors and (record.status >= 500 or record.status == 0):
-            return True
-        return 0 < self._slow_ns <= record.duration_ns
 
     def _drop(self, reason: str, spans: int) -> None:
         if not spans:

@@ -251,6 +251,21 @@ def test_the_cache_is_bounded_and_drops_the_oldest(monkeypatch: pytest.MonkeyPat
     assert "cached=2>" in repr(auth)
 
 
+def test_an_identity_says_whether_it_is_still_remembered() -> None:
+    auth = Authenticator(settings(token_cache_entries=2))
+    fields = [good(n=n) for n in range(4)]
+    first, second, third = (auth.verify(field, NOW) for field in fields[:3])
+    assert [i.known_by for i in (first, second, third)] == [None, *fields[1:3]]
+    auth.forget(second.revocable)
+    assert [i.known_by for i in (second, third)] == [None, fields[2]]
+    assert reason(auth, fields[2], NOW + 10**6) == "expired"
+    assert third.known_by is None
+    last = auth.verify(fields[3], NOW)
+    auth.retire()
+    assert last.known_by is None
+    assert auth.verify(fields[3], NOW).known_by is None
+
+
 def test_no_cache_at_all() -> None:
     auth = Authenticator(settings(token_cache_entries=0))
     assert auth.verify(good(), NOW).client_id == auth.verify(good(), NOW).client_id == "x"

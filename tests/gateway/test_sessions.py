@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import re
@@ -178,6 +179,26 @@ def test_an_access_token_is_revoked_alone(gateway: GatewayProcess) -> None:
     assert get(gateway, token[:-1] + letters[at ^ 1]).status == 401
     assert everywhere(gateway, other["access_token"]) == {200}
     assert post(gateway, "/auth/refresh", refresh_token=one["refresh_token"]).status == 200
+
+
+def test_a_connection_that_stays_learns_of_a_revocation(gateway: GatewayProcess) -> None:
+    one, other = login(gateway), login(gateway)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+
+    def status(token: str) -> int:
+        connection.request("GET", "/api/json", headers={"Authorization": f"Bearer {token}"})
+        reply = connection.getresponse()
+        reply.read()
+        return reply.status
+
+    tokens = [one["access_token"]] * 3 + [other["access_token"]] * 2 + [one["access_token"]]
+    assert [status(token) for token in tokens] == [200] * 6
+    assert status(one["access_token"] + "x") == 401
+    assert status(one["access_token"]) == 200
+    assert post(gateway, "/auth/revoke", token=one["access_token"]).status == 200
+    wait_until(lambda: status(one["access_token"]) == 401, 10.0, "the revocation")
+    assert status(other["access_token"]) == 200
+    connection.close()
 
 
 def test_a_refresh_token_is_revoked_with_its_session(gateway: GatewayProcess) -> None:

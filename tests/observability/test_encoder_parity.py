@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import select
 
 import pytest
 from hypothesis import given, settings
@@ -109,8 +111,9 @@ def test_access_lines(batch, worker, service) -> None:
     pure = _accessline_py.AccessLineEncoder(service, worker)
     compiled = _accessline_c.AccessLineEncoder(service, worker)
     for _ in range(2):
-        lines = compiled.encode(records)
-        assert lines == pure.encode(records)
+        blocks = compiled.encode(records)
+        assert blocks == pure.encode(records)
+    lines = b"".join(blocks).splitlines(keepends=True)
     for line, values in zip(lines, batch, strict=True):
         assert line.endswith(b"}\n")
         assert line.count(b"\n") == 1
@@ -118,6 +121,23 @@ def test_access_lines(batch, worker, service) -> None:
         assert document["status"] == values["status"]
         assert document.get("ip", "") == values["ip"]
         assert document["latency_ms"] == pytest.approx(values["duration_ns"] / 1e6, abs=6e-4)
+
+
+def test_access_lines_come_in_blocks_of_whole_ones() -> None:
+    from nexus.observability import _accessline_c
+
+    records = [
+        record_of({"request_id": f"nexus-{n}", "target": b"/" + b"x" * (n * 400 % 2048)})
+        for n in range(64)
+    ]
+    records.insert(7, record_of({"request_id": "long", "route": "r" * 9000}))
+    blocks = _accessline_c.AccessLineEncoder("x", 0).encode(records)
+    assert blocks == _accessline_py.AccessLineEncoder("x", 0).encode(records)
+    ids = [[json.loads(line)["request_id"] for line in block.splitlines()] for block in blocks]
+    assert list(itertools.chain(*ids)) == [record.request_id for record in records]
+    assert ["long"] in ids
+    assert all(len(block) <= select.PIPE_BUF for block in blocks if b"long" not in block)
+    assert len(blocks) < len(records) / 2
 
 
 @settings(deadline=None, max_examples=300)
