@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +17,11 @@ __all__ = ["Process", "ProcessError", "free_ports"]
 _TICKS = os.sysconf("SC_CLK_TCK")
 #: Seconds between SIGTERM and SIGKILL.
 _PATIENCE = 10.0
+#: Lowest port that is given out: above those that services are known by.
+_LOWEST = 12_000
+#: Of another seed in every process: several look for ports at once.
+_random = random.SystemRandom()
+_given: deque[int] = deque(maxlen=1000)
 
 
 class ProcessError(Exception):
@@ -22,15 +29,32 @@ class ProcessError(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports that nothing listens on now, all different, and none that was given before.
+
+    Below the range from which the kernel takes the ports of outgoing connections: one of those may
+    be taken between the answer and the server's start.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = _random.randrange(_LOWEST, _lowest_outgoing())
+        if port in _given:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _given.append(port)
+        found.append(port)
+    return found
+
+
+def _lowest_outgoing() -> int:
     try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    except OSError:
+        return 32_768
+    return max(int(text.split()[0]), _LOWEST + 10_000)
 
 
 def _stat(pid: int) -> list[str] | None:

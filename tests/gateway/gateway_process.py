@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from support.servers import free_port
 
 from nexus._speedups import COMPILED_MODULES, _built
 
@@ -31,20 +31,6 @@ def check_backend(backend: str) -> None:
 
 
 CRLF2 = b"\r\n\r\n"
-
-
-#: Handed out lately: the kernel may name the same port twice in a row.
-_given: deque[int] = deque(maxlen=200)
-
-
-def free_port() -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _given:
-            _given.append(port)
-            return port
 
 
 @dataclass

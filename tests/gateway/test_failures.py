@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
-from gateway_process import GatewayProcess, free_port
+from gateway_process import GatewayProcess
 from gateway_upstream import Upstream
+from support.servers import free_port
 
 
 def reason(

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 import yaml
-from gateway_process import BACKENDS, Client, GatewayProcess, check_backend, free_port
+from gateway_process import BACKENDS, Client, GatewayProcess, check_backend
 from gateway_upstream import Seen, Upstream
 from support.certificates import Authority
-from support.servers import wait_until
+from support.servers import free_port, wait_until
 
 from nexus.errors import ConfigError, ListenError
 from nexus.gateway.app import SPEC

@@ -20,8 +20,8 @@ import httpx
 import pytest
 import requests
 from aiohttp import WSMsgType, web
-from gateway_process import BACKENDS, GatewayProcess, check_backend, free_port
-from support.servers import wait_until
+from gateway_process import BACKENDS, GatewayProcess, check_backend
+from support.servers import free_port, wait_until
 
 #: Requests of each client and method: every upstream several times, on kept connections.
 ROUNDS = 12

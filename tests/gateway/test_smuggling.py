@@ -45,7 +45,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         {
             # One attempt: a bad answer is judged by what it is, not by its repetition.
             "retry": {"max_attempts": 1},
-            "timeouts": {"head": 5, "body_idle": 5, "keep_alive": 20, "connect": 1, "total": 10},
+            "timeouts": {"head": 5, "body_idle": 5, "keep_alive": 20, "connect": 5, "total": 60},
             "upstream": {"keep_alive_seconds": 20},
         },
     ).start()
@@ -72,7 +72,7 @@ def cuts_of(data: bytes) -> list[list[bytes]]:
 
 
 def send(gateway: GatewayProcess, pieces: list[bytes]) -> Client:
-    client = Client(gateway.port, 5)
+    client = Client(gateway.port, 30)
     client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # The gateway may have hung up on an attack before it was all sent.
     with contextlib.suppress(ConnectionError):
@@ -139,7 +139,7 @@ def fetch(rig: Rig, answer: Answer, method: str = "GET") -> tuple[Client, int]:
     """Ask for a path that is answered so; the connection number that the upstream saw."""
     target = f"/answer-{len(rig.upstream.answers)}"
     rig.upstream.answers[target] = answer
-    client = Client(rig.gateway.port, 5)
+    client = Client(rig.gateway.port, 30)
     client.send(f"{method} /api{target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
     return client, len(rig.upstream.requests)
 
@@ -208,7 +208,7 @@ def test_an_upgrade_to_something_else_than_was_asked_for(rig: Rig) -> None:
     rig.upstream.answers["/h2c"] = Answer(
         (b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",)
     )
-    client = Client(rig.gateway.port, 5)
+    client = Client(rig.gateway.port, 30)
     client.send(
         b"GET /api/h2c HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     )
@@ -221,7 +221,7 @@ def test_a_request_inside_a_body_that_was_answered_early_stays_a_body(rig: Rig) 
     """0.CL: the upstream answers before it has read the body, which looks like a request."""
     rig.upstream.answers["/early"] = Answer((OK,), early=True, close=True)
     for delay in (0, 0.02):
-        client = Client(rig.gateway.port, 5)
+        client = Client(rig.gateway.port, 30)
         client.send(
             b"POST /api/early HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(HIDDEN)
         )
@@ -236,7 +236,7 @@ def test_a_request_inside_a_body_that_was_answered_early_stays_a_body(rig: Rig) 
 
 
 def test_what_is_nominated_or_hop_by_hop_goes_no_further(rig: Rig) -> None:
-    client = Client(rig.gateway.port, 5)
+    client = Client(rig.gateway.port, 30)
     client.send(
         b"POST /api/hop HTTP/1.1\r\nHost: a\r\nConnection: X-One, x-two\r\nX-One: 1\r\nX-TWO: 2\r\n"
         b"X-Three: 3\r\nTE: trailers\r\nTrailer: A\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\n"

@@ -12,12 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.processes import free_ports
+
 
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody uses right now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def redis_executable() -> str | None:
