@@ -108,6 +108,9 @@ class NearCache:
         # What is outstanding was not noted, or not the reads of keys that had no rule until now.
         for shared in self._pools.shared_links():
             shared.partition.note_all()
+            for link in shared.retired:
+                if link.near is not None:
+                    link.near.note_all()
             if not self._plane.near_on:
                 self._connect(shared.partition)
         self._plane.near_on = True

@@ -148,8 +148,13 @@ class Pool(PoolPort):
         return None
 
     def acquire_new(self, sink: ResponseSink) -> None:
-        """As :meth:`acquire`, but a connection that has carried no request; before all others."""
+        """As :meth:`acquire`, but a connection that has carried no request; before all others.
+
+        In a full pool the connection that rests longest makes room for it.
+        """
         self._waiting_new.append(sink)
+        if self._idle and len(self._open) + len(self._tasks) >= self._max:
+            self._idle.pop(0).discard()
         self._grow()
 
     def cancel(self, sink: ResponseSink) -> None:

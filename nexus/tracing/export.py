@@ -186,7 +186,9 @@ class Exporter:
                 for done in flushes:
                     done.set()
                 if self._stopping.is_set():
-                    return
+                    if not queue:
+                        return
+                    self._wake.set()  # more came while the last batches were on their way
         finally:
             for task in sending:
                 task.cancel()

@@ -139,6 +139,17 @@ async def test_who_wants_a_new_one_never_gets_one_that_is_given_back(port: int) 
 
 
 @with_upstream
+async def test_in_a_full_pool_the_one_that_rests_makes_room_for_a_new_one(port: int) -> None:
+    pool = make(port, most=1)
+    rests = await Sink().use(pool)
+    await settled(pool, 0)
+    fresh = Sink()
+    pool.acquire_new(fresh)
+    assert (await fresh.within()).connection is not rests
+    pool.abort()
+
+
+@with_upstream
 async def test_who_waits_no_longer_is_forgotten(port: int) -> None:
     pool = make(port, most=1)
     await Sink().use(pool)
