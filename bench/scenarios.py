@@ -231,13 +231,14 @@ SCENARIOS: Final = {
         Scenario(
             "http-features",
             "Gateway, what is on beside the bare path: every policy; metrics, access log and 1 % "
-            "of traces; a second worker; everything",
+            "of traces; every event to Kafka; a second worker; everything",
             _UPSTREAM,
             _WEB,
             (
                 _gateway("nexus, bare", "nexus-gateway-bare.yaml"),
                 _gateway("nexus, policies", "nexus-gateway-policies.yaml"),
                 _gateway("nexus, observed", "nexus-gateway-observed.yaml"),
+                _gateway("nexus, events", "nexus-gateway-events.yaml"),
                 _gateway("nexus, 2 workers", "nexus-gateway-bare.yaml", "--workers", "2"),
                 _gateway("nexus, everything", "nexus-gateway-full.yaml"),
             ),
