@@ -119,7 +119,11 @@ class Attempts(ServedRequest):
             # No attempt may be lost to a second keep-alive race.
             pool.acquire_new(self)
             return
-        connection = pool.acquire(self)
+        if self.request_done:
+            connection = pool.acquire(self)
+        else:
+            self._uploading = True
+            connection = pool.acquire_upload(self, self.body_at_hand)
         if connection is not None:
             self.on_connected(connection)
 
@@ -378,6 +382,9 @@ class Attempts(ServedRequest):
         if server is not None:
             self.server = None
             server.active -= 1
+            if self._uploading:
+                self._uploading = False
+                server.extra.cancel(self)
 
     def _let_go_of_upstream(self) -> None:
         """Whatever was under way there is of no interest any more."""

@@ -152,8 +152,14 @@ class Exchange(Attempts):
             self.connection.write(corked + data if corked else data)
             if last and state == SENT:
                 self._await_response()
-        elif self._held_size > self.core.buffer_bytes and not last:
-            self.session.pause_request()
+        elif not last:
+            if self._uploading and self.server.extra.crowded(self):
+                self.on_connect_failed("pool_full")
+            elif self._held_size > self.core.buffer_bytes:
+                self.session.pause_request()
+        if last and self._uploading:
+            self._uploading = False
+            self.server.extra.body_complete(self)
 
     def _too_large(self) -> None:
         if self._responded:

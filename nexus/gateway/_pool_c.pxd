@@ -16,16 +16,23 @@ cdef class Pool(PoolPort):
     cdef list _idle
     cdef object _waiting
     cdef object _waiting_new
+    cdef set _uploads
+    cdef dict _waiting_uploads
     cdef set _tasks
     cdef set _open
     cdef bint _closed
     cdef int _max
+    cdef int _max_uploads
     cdef int _queue_size
     cdef long long _keep_alive_ns
     cdef double _connect_seconds
 
     @cython.locals(connection=UpstreamConnection, idle=list)
     cpdef object acquire(self, ResponseSink sink)
+    cpdef object acquire_upload(self, ResponseSink sink, bint at_hand)
+    cpdef bint crowded(self, ResponseSink sink) except -1
+    cpdef object body_complete(self, ResponseSink sink)
+    cdef object _next_upload(self)
     cpdef object acquire_new(self, ResponseSink sink)
     @cython.locals(rested=UpstreamConnection)
     cpdef object give_back(self, object connection)

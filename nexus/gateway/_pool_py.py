@@ -3,6 +3,10 @@
 
 ``acquire`` gives an idle connection at once; otherwise the sink waits, oldest first, for the next
 one that is released or made. Connections are made by tasks of their own, never per request.
+
+A request whose body is still arriving holds its connection for as long as its client likes. Such
+uploads have a share of the connections only, else a few hundred clients that drip their bodies
+would have all of them and everybody else would wait.
 """
 
 from __future__ import annotations
@@ -91,6 +95,10 @@ class Pool(PoolPort):
         self._waiting: deque[ResponseSink] = deque()
         #: Those that take none but a new connection; served before the others.
         self._waiting_new: deque[ResponseSink] = deque()
+        #: Requests whose bodies are still arriving: those that have a place, and those that wait
+        #: for one, oldest first.
+        self._uploads: set[ResponseSink] = set()
+        self._waiting_uploads: dict[ResponseSink, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[UpstreamConnection] = set()
         self._closed = False
@@ -102,6 +110,7 @@ class Pool(PoolPort):
             self._context = None  # made with the next connection
         self._upstream = upstream
         self._max = upstream.max_connections
+        self._max_uploads = upstream.upload_connections or (self._max + 1) // 2
         self._queue_size = upstream.queue_size
         self._keep_alive_ns = int(upstream.keep_alive_seconds * 1e9)
         self._connect_seconds = timeouts.connect
@@ -125,7 +134,7 @@ class Pool(PoolPort):
     @property
     def waiting(self) -> int:
         """Requests that wait for a connection."""
-        return len(self._waiting) + len(self._waiting_new)
+        return len(self._waiting) + len(self._waiting_new) + len(self._waiting_uploads)
 
     def acquire(self, sink: ResponseSink) -> UpstreamConnection | None:
         """An idle connection, or ``None`` and later ``on_connected`` or ``on_connect_failed``.
@@ -147,6 +156,45 @@ class Pool(PoolPort):
         self._grow()
         return None
 
+    def acquire_upload(self, sink: ResponseSink, at_hand: bool) -> UpstreamConnection | None:
+        """As :meth:`acquire`, for a request whose body is still arriving.
+
+        The caller says :meth:`body_complete` when it is there, or :meth:`cancel`. ``at_hand``: its
+        first bytes are here, perhaps all of them, so it is refused only when :meth:`crowded`.
+        """
+        if len(self._uploads) < self._max_uploads:
+            self._uploads.add(sink)
+            return self.acquire(sink)
+        if len(self._waiting_uploads) >= self._queue_size and not at_hand:
+            sink.on_connect_failed("pool_full")
+        else:
+            self._waiting_uploads[sink] = None
+        return None
+
+    def crowded(self, sink: ResponseSink) -> bool:
+        """Whether ``sink`` is one of more uploads than may wait."""
+        return len(self._waiting_uploads) > self._queue_size and sink in self._waiting_uploads
+
+    def body_complete(self, sink: ResponseSink) -> None:
+        """The body of an upload is there: it is a request as any other now."""
+        if sink in self._uploads:
+            self._uploads.remove(sink)
+            self._next_upload()
+        elif sink in self._waiting_uploads:
+            del self._waiting_uploads[sink]
+            connection = self.acquire(sink)
+            if connection is not None:
+                sink.on_connected(connection)
+
+    def _next_upload(self) -> None:
+        while self._waiting_uploads and len(self._uploads) < self._max_uploads:
+            sink = next(iter(self._waiting_uploads))
+            del self._waiting_uploads[sink]
+            self._uploads.add(sink)
+            connection = self.acquire(sink)
+            if connection is not None:
+                sink.on_connected(connection)
+
     def acquire_new(self, sink: ResponseSink) -> None:
         """As :meth:`acquire`, but a connection that has carried no request; before all others.
 
@@ -158,7 +206,11 @@ class Pool(PoolPort):
         self._grow()
 
     def cancel(self, sink: ResponseSink) -> None:
-        """``sink`` waits no longer."""
+        """``sink`` waits no longer, and is no upload any more."""
+        self._waiting_uploads.pop(sink, None)
+        if sink in self._uploads:
+            self._uploads.remove(sink)
+            self._next_upload()
         for waiting in (self._waiting, self._waiting_new):
             with contextlib.suppress(ValueError):
                 waiting.remove(sink)
@@ -188,8 +240,7 @@ class Pool(PoolPort):
         self._wheel.drop(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        if self.waiting:
-            self._grow()
+        self._grow()
 
     def close(self) -> None:
         """No new connections are kept; those in use end with their exchanges."""
@@ -206,7 +257,8 @@ class Pool(PoolPort):
             connection.discard()
 
     def _grow(self) -> None:
-        if len(self._tasks) < self.waiting and len(self._open) + len(self._tasks) < self._max:
+        wanted = len(self._waiting) + len(self._waiting_new)
+        if len(self._tasks) < wanted and len(self._open) + len(self._tasks) < self._max:
             task = asyncio.get_running_loop().create_task(self._connect())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -259,7 +311,7 @@ class Pool(PoolPort):
         waiting = self._waiting_new or self._waiting
         if waiting:
             waiting.popleft().on_connect_failed(reason)
-        if self.waiting > len(self._tasks) and not self._closed:
+        if not self._closed:
             self._grow()
 
     def _leave_tasks(self) -> None:

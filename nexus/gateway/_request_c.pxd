@@ -71,6 +71,7 @@ cdef class ServedRequest(ResponseSink):
     cdef public bint expects
     cdef bint _prefix_sent
     cdef long long _held_size
+    cdef bint _uploading
     cdef bint _retrying
     cdef bint _responded
     cdef bint _keyed

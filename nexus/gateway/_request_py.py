@@ -124,6 +124,8 @@ class ServedRequest(ResponseSink):
         self.sampled = False
         self._prefix_sent = False
         self._held_size = 0
+        #: Whether the pool counts it among the requests whose bodies are still arriving.
+        self._uploading = False
         self._retrying = False
         self._responded = False
         self._keyed = False

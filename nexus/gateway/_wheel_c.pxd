@@ -13,10 +13,12 @@ cdef class Timed:
 cdef class Wheel:
     cdef readonly long long now
     cdef long long _tick
+    cdef bint _behind
     cdef list _slots
     @cython.locals(tick=cython.longlong, entry=cython.longlong)
     cpdef object schedule(self, Timed timed, long long deadline)
     @cython.locals(entry=cython.longlong)
     cpdef object drop(self, Timed timed)
+    cpdef bint late(self, long long now) except -1
     @cython.locals(last=cython.longlong, timed=Timed, due=set, place=cython.longlong)
     cpdef object advance(self, long long now)

@@ -21,6 +21,8 @@ __all__ = ["TICK_NS", "Timed", "Wheel"]
 
 #: Resolution, nanoseconds: fine against the shortest timeout in use (a retry's backoff, 200 ms).
 TICK_NS: Final = 50_000_000
+#: A tick that comes later than this says something of us, not of our peers.
+LATE_NS: Final = 4 * TICK_NS
 #: Slots: 25.6 s ahead; what is later is put into the last slot and moved on from there.
 SLOTS: Final = 512
 # The same as C integers in the compiled module.
@@ -44,13 +46,18 @@ class Timed:
 
 
 class Wheel:
-    """All deadlines of one worker. ``now`` is the time of the last :meth:`advance`."""
+    """All deadlines of one worker; ``now`` is the time of the last :meth:`advance`.
 
-    __slots__ = ("_slots", "_tick", "now")
+    A worker that did not run for a while (suspended, starved of CPU) has deadlines that passed and
+    sockets that it has not read: it must say :meth:`late`, read them, and only then advance.
+    """
+
+    __slots__ = ("_behind", "_slots", "_tick", "now")
 
     def __init__(self, now: int) -> None:
         self.now = now
         self._tick = now // _TICK
+        self._behind = False
         self._slots: list[set[Timed]] = [set() for _ in range(_SLOTS)]
 
     def schedule(self, timed: Timed, deadline: int) -> None:
@@ -75,6 +82,19 @@ class Wheel:
         if entry:
             timed.entry = 0
             self._slots[entry % _SLOTS].discard(timed)
+
+    def late(self, now: int) -> bool:
+        """Whether the last advance is so long ago that what came since must be read first.
+
+        If so ``now`` is set, so that what is read gets deadlines from now on, but nothing fires;
+        the next call says no.
+        """
+        if self._behind or now - self.now <= LATE_NS:
+            self._behind = False
+            return False
+        self._behind = True
+        self.now = now
+        return True
 
     def advance(self, now: int) -> None:
         """Fire every deadline that has passed by ``now``."""

@@ -430,6 +430,10 @@ class Gateway:
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         now = monotonic_ns()
         self._core.wall_offset = time_ns() - now
+        if self._wheel.late(now):
+            # Timers come before sockets in a turn of the loop: the next turn has read them.
+            self._ticker = loop.call_later(0.001, self._tick, loop)
+            return
         self._ticker = loop.call_later(TICK_NS / 1e9, self._tick, loop)
         self._wheel.advance(now)
         self._upstreams.refresh(now)

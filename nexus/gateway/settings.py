@@ -199,6 +199,14 @@ class UpstreamSettings(Settings, frozen=True):
     """Connection pools to the upstreams, per worker and upstream."""
 
     max_connections: Annotated[int, Meta(ge=1, description="open at once")] = 256
+    upload_connections: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="of these, held at most by requests whose bodies are still arriving; "
+            "0: half of them",
+        ),
+    ] = 0
     queue_size: Annotated[int, Meta(ge=0, description="requests that may wait for one")] = 1024
     keep_alive_seconds: Annotated[
         Seconds, Meta(description="idle upstream connections are dropped; below the upstream's own")

@@ -99,8 +99,9 @@ class KafkaSettings(Settings, frozen=True):
     tls: DialTlsSettings = DialTlsSettings()
     sasl: SaslSettings = SaslSettings()
     compression: Annotated[
-        Literal["lz4", "gzip", "none"], Meta(description="of the batches that we send")
-    ] = "lz4"
+        Literal["zstd", "lz4", "snappy", "gzip", "none"],
+        Meta(description="of the batches that we send"),
+    ] = "zstd"
     linger_ms: Annotated[
         int, Meta(ge=0, le=10_000, description="longest wait for a batch to fill, milliseconds")
     ] = 20

@@ -4,7 +4,7 @@ import json
 import os
 
 from nexus import clock
-from nexus.observability._accessline_py import BLOCK_BYTES, shown_agent, shown_id
+from nexus.observability._accessline_py import PIPE_BUF, shown_agent, shown_id
 from nexus.observability.redaction import wire_text
 
 from cpython.mem cimport PyMem_Free
@@ -38,14 +38,14 @@ cdef class AccessLineEncoder:
     cdef bytes _agent_wire
     cdef str _agent
 
-    def __init__(self, str service not None, worker):
+    def __init__(self, str service not None, worker, Py_ssize_t block_bytes=PIPE_BUF):
         self._fixed = b'","service":%b,"worker":%b,"pid":%d,"method":"' % (
             json.dumps(service, ensure_ascii=False).encode(),
             json.dumps(worker).encode(),
             os.getpid(),
         )
         self._second = -1
-        self._block = BLOCK_BYTES
+        self._block = block_bytes
         self._agent_wire = b""
         self._agent = ""
 

@@ -6,8 +6,8 @@ The pure side; ``_accessline_c`` writes the same bytes straight from the record.
 from __future__ import annotations
 
 import os
-import select
 from functools import lru_cache
+from select import PIPE_BUF
 from typing import Final
 
 import msgspec
@@ -17,9 +17,6 @@ from nexus.observability.redaction import redact_text, wire_text
 from nexus.observability.stamp import Stamps
 
 __all__ = ["AccessLineEncoder"]
-
-#: Bytes of a block of lines: what a pipe that several processes share takes in one piece.
-BLOCK_BYTES: Final = select.PIPE_BUF
 
 #: Characters of a User-Agent that are kept, and of an id that a client chose.
 MAX_AGENT_CHARS: Final = 512
@@ -61,9 +58,10 @@ class AccessLine(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class AccessLineEncoder:
-    """Encodes the records of one worker."""
+    """Encodes the records of one worker, in blocks of at most ``block_bytes``."""
 
-    def __init__(self, service: str, worker: int | None) -> None:
+    def __init__(self, service: str, worker: int | None, block_bytes: int = PIPE_BUF) -> None:
+        self._block: Final = block_bytes
         self._service: Final = service
         self._worker: Final = worker
         self._pid: Final = os.getpid()
@@ -73,14 +71,14 @@ class AccessLineEncoder:
     def encode(self, records: list[RequestRecord]) -> list[bytes]:
         """One line for each record, with its newline, in blocks of whole lines.
 
-        A block is no longer than ``BLOCK_BYTES`` unless its only line is.
+        A block is no longer than ``block_bytes`` unless its only line is.
         """
         blocks: list[bytes] = []
         lines: list[bytes] = []
         size = 0
         for record in records:
             line = self._line(record)
-            if lines and size + len(line) > BLOCK_BYTES:
+            if lines and size + len(line) > self._block:
                 blocks.append(b"".join(lines))
                 lines.clear()
                 size = 0

@@ -48,7 +48,7 @@ class AccessLog:
                 for reason in self._writer.dropped
             }
         )
-        self._encoder: Final = AccessLineEncoder(service, worker)
+        self._encoder: Final = AccessLineEncoder(service, worker, self._writer.block_bytes)
 
     def consume(self, records: list[RequestRecord]) -> None:
         self._writer.write(self._encoder.encode(records))

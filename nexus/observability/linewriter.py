@@ -64,6 +64,8 @@ class LineWriter:
             raise ValueError("give either a path or a descriptor")
         self._path: Final = path
         self._fd = fd if fd is not None else _open(str(path))
+        #: Bytes of the largest block of lines that is written in one piece.
+        self.block_bytes: Final = _chunk_limit(self._fd)
         self._limit: Final = buffer_bytes
         self._gather_seconds: Final = gather_seconds
         #: Lines lost so far, by reason.
@@ -91,12 +93,8 @@ class LineWriter:
         """Also count drops into ``counters``: reason → counter."""
         self._counters = counters
 
-    def write(self, lines: Sequence[bytes]) -> int:
-        """Take ``lines``, each with its newline, or blocks of them of at most ``PIPE_BUF`` bytes.
-
-        Returns how many lines were not dropped.
-        """
-        taken = 0
+    def write(self, lines: Sequence[bytes]) -> None:
+        """Take ``lines``, each with its newline, or blocks of them of at most ``block_bytes``."""
         with self._lock:
             for line in lines:
                 if self._closed:
@@ -106,16 +104,14 @@ class LineWriter:
                 else:
                     self._lines.append(line)
                     self._size += len(line)
-                    taken += line.count(b"\n")
             if self._thread is None:
-                if taken:
+                if self._lines:
                     self._start()
             elif self._gathering:
                 if self._size >= _MANY_BYTES:
                     self._wake.notify()
             elif not self._writing:
                 self._wake.notify()
-        return taken
 
     def reopen(self) -> None:
         """Open the path anew, before the next line: after a log rotation. No effect on an fd.
@@ -175,7 +171,7 @@ class LineWriter:
         self._thread.start()
 
     def _run(self) -> None:
-        limit = _chunk_limit(self._fd)
+        limit = self.block_bytes
         gathered = False
         while True:
             with self._lock:

@@ -83,7 +83,7 @@ async def deliver(metrics, bootstrap, **settings):
     assert len({r.partition for r in records if r.key is None}) > 1
 
 
-@pytest.mark.parametrize("compression", ["lz4", "none"])
+@pytest.mark.parametrize("compression", ["zstd", "lz4", "snappy", "none"])
 async def test_everything_arrives_once_and_keys_keep_their_order(mock_kafka, metrics, compression):
     await deliver(metrics, mock_kafka, compression=compression)
 

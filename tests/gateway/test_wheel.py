@@ -74,3 +74,27 @@ def test_one_that_rings_may_move_and_drop_others_of_its_tick() -> None:
     assert moves <= 1
     wheel.advance(later + 2 * TICK_NS)
     assert len(moved.rang) == moves + 1
+
+
+def test_after_a_time_in_which_nothing_ran_sockets_are_read_first() -> None:
+    wheel = Wheel(1)
+    clock, read = Clock(), Clock()
+    wheel.schedule(clock, 10**9)
+    for now in range(1, 10**9 // 2, TICK_NS):
+        assert not wheel.late(now)
+        wheel.advance(now)
+    resumed = 5 * 10**9
+    assert wheel.late(resumed)
+    assert clock.rang == []
+    # What is read now counts from now.
+    assert wheel.now == resumed
+    wheel.schedule(read, wheel.now + 10**9)
+    assert not wheel.late(resumed + 1), "it may not wait for ever"
+    wheel.advance(resumed + 1)
+    assert clock.rang == [resumed + 1]
+    assert read.rang == []
+    # Behind all the time, as under overload: every other tick fires.
+    assert wheel.late(resumed + 2 * 10**9)
+    assert not wheel.late(resumed + 4 * 10**9)
+    wheel.advance(resumed + 4 * 10**9)
+    assert len(read.rang) == 1

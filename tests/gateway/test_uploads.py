@@ -1,0 +1,130 @@
+"""Requests whose bodies are still arriving: they have a share of the upstream's connections.
+
+The gateway is the real process, with four connections to its upstream, of which uploads may hold
+two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gateway_process import Client, GatewayProcess
+from recording_upstream import RecordingUpstream, wait_until
+
+from nexus._speedups import BACKEND
+
+PLACES = 2
+HEAD = b"POST /api/%b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+#: More than the gateway holds of a body (``limits.buffer_bytes``).
+LARGE = 300_000
+
+
+@pytest.fixture
+def upstream() -> Iterator[RecordingUpstream]:
+    started = RecordingUpstream().start()
+    yield started
+    started.stop()
+    assert started.errors == []
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, upstream: RecordingUpstream) -> Iterator[GatewayProcess]:
+    started = GatewayProcess(
+        tmp_path,
+        "py" if BACKEND == "pure" else "c",
+        [upstream.url],
+        {
+            "upstream": {"max_connections": 2 * PLACES, "queue_size": 4},
+            "timeouts": {"body_idle": 60, "total": 60},
+            "breaker": {"timeout_ms": 30_000},
+        },
+    ).start()
+    yield started
+    assert started.stop() == 0
+    assert "Traceback" not in started.output(), started.output()
+
+
+def begun(gateway: GatewayProcess, count: int) -> list[Client]:
+    """Clients that have sent the first half of a body of ten bytes."""
+    clients = [Client(gateway.port, 30) for _ in range(count)]
+    for client in clients:
+        client.send(HEAD % (b"slow", 10) + b"01234")
+    return clients
+
+
+def test_slow_uploads_leave_connections_to_the_others(
+    gateway: GatewayProcess, upstream: RecordingUpstream
+) -> None:
+    slow = begun(gateway, PLACES + 4)
+    assert wait_until(lambda: len(upstream.unfinished()) == PLACES, 10)
+    other = Client(gateway.port, 30)
+    for _ in range(5):
+        other.send(b"GET /api/other HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert other.read().status == 200
+        # A body that is there at once is no upload, however many of them wait.
+        other.send(HEAD % (b"whole", 4) + b"body")
+        assert other.read().status == 200
+    assert len(upstream.unfinished()) == PLACES
+    # In whichever order they end: a waiting one needs no place any more once its body is there.
+    for client in reversed(slow):
+        client.send(b"56789")
+        assert client.read().status == 200
+    bodies = [request.body for request in upstream.requests if request.target == "/slow"]
+    assert bodies == [b"0123456789"] * len(slow)
+
+
+def test_a_large_body_waits_for_its_place_and_then_streams(
+    gateway: GatewayProcess, upstream: RecordingUpstream
+) -> None:
+    slow = begun(gateway, PLACES)
+    assert wait_until(lambda: len(upstream.unfinished()) == PLACES, 10)
+    large = Client(gateway.port, 30)
+    large.send(HEAD % (b"large", LARGE) + b"x" * (LARGE - 1))
+    large.sock.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        large.read()
+    large.sock.settimeout(30)
+    assert len(upstream.unfinished()) == PLACES
+    slow[0].send(b"56789")
+    assert slow[0].read().status == 200
+    assert wait_until(lambda: max(len(c.unfinished) for c in upstream.unfinished()) > LARGE - 2, 10)
+    large.send(b"y")
+    assert large.read().status == 200
+    assert upstream.requests[-1].body == b"x" * (LARGE - 1) + b"y"
+
+
+def test_places_come_back_from_clients_that_leave(
+    gateway: GatewayProcess, upstream: RecordingUpstream
+) -> None:
+    for _ in range(3):
+        leaving = begun(gateway, PLACES + 2)
+        assert wait_until(lambda: len(upstream.unfinished()) == PLACES, 10)
+        # First those that hold a place, so that others move up, then the rest.
+        for client in leaving:
+            client.close()
+        assert wait_until(lambda: not upstream.unfinished(), 10)
+    assert not upstream.requests
+
+
+def test_more_uploads_than_may_wait_are_refused(
+    gateway: GatewayProcess, upstream: RecordingUpstream
+) -> None:
+    waiting = begun(gateway, PLACES + 4)
+    assert wait_until(lambda: len(upstream.unfinished()) == PLACES, 10)
+
+    def refused() -> bool:
+        late = Client(gateway.port, 30)
+        late.send(HEAD % (b"late", 10) + b"01234")
+        late.sock.settimeout(1)
+        try:
+            response = late.read()
+        except TimeoutError:
+            late.close()  # one of the others had not come so far yet
+            return False
+        return (response.status, response.json["reason"]) == (503, "upstream_queue_full")
+
+    assert wait_until(refused, 20)
+    for client in waiting:
+        client.close()
