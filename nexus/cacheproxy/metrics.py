@@ -116,17 +116,17 @@ class Publisher:
         clients = metrics.gauges("nexus_cache_clients")
         self._shared_clients: Final = clients.labels("shared")
         self._pinned_clients: Final = clients.labels("pinned")
-        latency = metrics.histograms("nexus_cache_command_duration_ms")
+        latency = metrics.histograms("nexus_cache_command_duration_seconds")
         self._forwarded: Final = latency.labels("forwarded")
         self._pinned: Final = latency.labels("pinned")
 
     def observe_shared(self, seconds: float) -> None:
         """One sampled command on a shared connection: written to Redis → its reply read."""
-        self._forwarded.observe(seconds * 1000)
+        self._forwarded.observe(seconds)
 
     def observe_pinned(self, seconds: float) -> None:
         """The same on a dedicated one; a blocking command's wait is part of it."""
-        self._pinned.observe(seconds * 1000)
+        self._pinned.observe(seconds)
 
     def publish(self) -> None:
         """Bring the registry up to date."""

@@ -105,8 +105,8 @@ class NearMetrics:
         connections = metrics.gauges("nexus_cache_near_connections")
         self._tracked: Final = connections.labels("tracked")
         self._refused: Final = connections.labels("refused")
-        fence = metrics.histogram("nexus_cache_near_fence_duration_ms")
-        core.observe_fence = lambda seconds: fence.observe(seconds * 1000)
+        fence = metrics.histogram("nexus_cache_near_fence_duration_seconds")
+        core.observe_fence = fence.observe
 
     def publish(self) -> None:
         """Bring the registry up to date."""

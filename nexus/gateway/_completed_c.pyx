@@ -89,7 +89,8 @@ cdef class CompletedEncoder:
             put_text(out, record.trace_id)
             put_byte(out, c'-')
             put_text(out, record.span_id)
-            put_literal(out, b"-01" if record.sampled else b"-00")
+            put_literal(out, b"-0")
+            put_byte(out, c'0' + record.sampled + 2 * record.random_id)
             headers.append(("traceparent", taken(out)))
         return value, headers
 

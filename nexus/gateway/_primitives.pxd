@@ -140,7 +140,7 @@ cdef inline unsigned long long low_bits(str trace_id) noexcept:
     return bits
 
 
-cdef inline bytes traceparent_line(str trace_id, str span_id, bint sampled):
+cdef inline bytes traceparent_line(str trace_id, str span_id, int flags):
     """The whole field line, of 32 and 16 hex digits (W3C Trace Context, §3.2)."""
     cdef bytes line = PyBytes_FromStringAndSize(NULL, 70)
     cdef char *out = PyBytes_AS_STRING(line)
@@ -149,5 +149,6 @@ cdef inline bytes traceparent_line(str trace_id, str span_id, bint sampled):
     memcpy(out, PyUnicode_DATA(trace_id), 32)
     out[32] = c"-"
     memcpy(out + 33, PyUnicode_DATA(span_id), 16)
-    memcpy(out + 49, b"-01\r\n" if sampled else b"-00\r\n", 5)
+    memcpy(out + 49, b"-00\r\n", 5)
+    out[51] += <char>flags  # one digit: of the flags only two bits are known
     return line

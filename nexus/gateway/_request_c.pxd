@@ -68,6 +68,7 @@ cdef class ServedRequest(ResponseSink):
     cdef public str upstream_span_id
     cdef public bytes tracestate
     cdef public bint sampled
+    cdef public bint random_id
     cdef public bint expects
     cdef bint _prefix_sent
     cdef long long _held_size

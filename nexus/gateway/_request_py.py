@@ -122,6 +122,8 @@ class ServedRequest(ResponseSink):
         self.upstream_span_id = ""
         self.tracestate = b""
         self.sampled = False
+        #: W3C's random flag: of the client's trace id, or of ours.
+        self.random_id = False
         self._prefix_sent = False
         self._held_size = 0
         #: Whether the pool counts it among the requests whose bodies are still arriving.
@@ -419,4 +421,5 @@ class ServedRequest(ResponseSink):
         record.upstream_span_id = self.upstream_span_id
         record.tracestate = self.tracestate
         record.sampled = self.sampled
+        record.random_id = self.random_id
         return record

@@ -11,10 +11,11 @@ cdef class Tracer:
     cdef unsigned long long _bound
     cdef Dice _dice
 
-    @cython.locals(parent=tuple)
+    @cython.locals(parent=tuple, flags=cython.int)
     cpdef object open(self, ServedRequest request, bytes traceparent, bytes tracestate)
     cdef bint _sampled(self, str trace_id, object parent) except -1
+    cdef int _flags(self, ServedRequest request) except -1
     @cython.locals(span_id=str, line=bytes)
     cpdef bytes outgoing(self, ServedRequest request)
-    @cython.locals(span_id=str)
+    @cython.locals(span_id=str, flags=cython.int)
     cpdef bytes renew(self, ServedRequest request, bytes fields)

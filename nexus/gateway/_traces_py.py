@@ -19,6 +19,8 @@ import cython  # type: ignore[import-untyped]
 
 from nexus.observability.sampling import Sampling
 from nexus.observability.tracecontext import (
+    RANDOM,
+    SAMPLED,
     Sampler,
     format_traceparent,
     parse_traceparent,
@@ -36,9 +38,9 @@ if not cython.compiled:
         """See ``_primitives.pxd``."""
         return int(trace_id[16:], 16)
 
-    def traceparent_line(trace_id: str, span_id: str, sampled: bool) -> bytes:
+    def traceparent_line(trace_id: str, span_id: str, flags: int) -> bytes:
         """See ``_primitives.pxd``."""
-        return b"traceparent: %b\r\n" % format_traceparent(trace_id, span_id, sampled)
+        return b"traceparent: %b\r\n" % format_traceparent(trace_id, span_id, flags)
 
 
 __all__ = ["Tracer"]
@@ -76,12 +78,14 @@ class Tracer:
         parent = parse_traceparent(traceparent) if traceparent is not None else None
         if parent is None:
             request.trace_id = drawn(self._dice, 32)
+            request.random_id = True
             request.sampled = self._sampled(request.trace_id, None)
         else:
-            trace_id, span_id, sampled = parent
+            trace_id, span_id, flags = parent
             request.trace_id = trace_id
             request.parent_span_id = span_id
-            request.sampled = self._sampled(request.trace_id, sampled)
+            request.random_id = flags & RANDOM != 0
+            request.sampled = self._sampled(request.trace_id, flags & SAMPLED != 0)
             if tracestate:
                 request.tracestate = parse_tracestate((tracestate,))
         request.span_id = drawn(self._dice, 16)
@@ -93,13 +97,16 @@ class Tracer:
             return low_bits(trace_id) < self._bound
         return bool(self._sampler.decide(trace_id, parent))
 
+    def _flags(self, request: ServedRequest) -> int:
+        return (SAMPLED if request.sampled else 0) | (RANDOM if request.random_id else 0)
+
     def outgoing(self, request: ServedRequest) -> bytes:
         """The field lines for the upstream; its parent is our client span where we have one."""
         if self._recording:
             span_id = request.upstream_span_id = drawn(self._dice, 16)
         else:
             span_id = request.parent_span_id or request.span_id
-        line = traceparent_line(request.trace_id, span_id, request.sampled)
+        line = traceparent_line(request.trace_id, span_id, self._flags(request))
         if request.tracestate:
             return line + b"tracestate: " + request.tracestate + b"\r\n"
         return line
@@ -108,9 +115,8 @@ class Tracer:
         """``fields`` of another attempt: a span of its own, by which its upstream knows it."""
         if not self._recording:
             return fields
-        before = format_traceparent(request.trace_id, request.upstream_span_id, request.sampled)
+        flags = self._flags(request)
+        before = format_traceparent(request.trace_id, request.upstream_span_id, flags)
         span_id = request.upstream_span_id = drawn(self._dice, 16)
         # Nobody outside knew that id, so it stands in our own field alone.
-        return fields.replace(
-            before, format_traceparent(request.trace_id, span_id, request.sampled)
-        )
+        return fields.replace(before, format_traceparent(request.trace_id, span_id, flags))

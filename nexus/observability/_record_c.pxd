@@ -26,6 +26,7 @@ cdef class RequestRecord:
     cdef public str retry_skipped
     cdef public str route
     cdef public bint sampled
+    cdef public bint random_id
     cdef public bytes scheme
     cdef public str span_id
     cdef public long long started_ns

@@ -49,6 +49,7 @@ class RequestRecord:
         "method",
         "parent_span_id",
         "proxied",
+        "random_id",
         "reason",
         "redacted",
         "request_id",
@@ -124,6 +125,8 @@ class RequestRecord:
         self.upstream_span_id = ""
         self.tracestate = b""
         self.sampled = False
+        #: Whether the trace id is known to be random (W3C Trace Context, Level 2).
+        self.random_id = False
 
     def shown(self) -> str:
         """The target as access log, spans and events show it: redacted, at most 2048 characters.

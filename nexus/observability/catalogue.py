@@ -22,11 +22,13 @@ Aggregation = Literal["sum", "max", "last", "worker"]
 #: Milliseconds; the contract's buckets.
 LATENCY_MS: Final = (1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0)
 
-#: Milliseconds; a turn of the event loop, or a collection, that takes longer than a bucket.
-PAUSE_MS: Final = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0)
+#: Seconds; a turn of the event loop, or a collection, that takes longer than a bucket.
+PAUSE_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
-#: Milliseconds; a Redis round trip on one machine is far below the first of the contract's buckets.
-REDIS_MS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
+#: Seconds; a Redis round trip on one machine is far below the first of the contract's buckets.
+REDIS_S: Final = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+)  # fmt: skip
 
 #: Distinct label sets of one metric over all workers, unless the entry says otherwise. Precedent:
 #: Prometheus' advice to keep a metric to some hundred series, with headroom for route and status.
@@ -200,11 +202,11 @@ _CACHEPROXY: Final = (
         "outcome",
     ),
     _histogram(
-        "nexus_cache_command_duration_ms",
-        "Command written to Redis to reply read, milliseconds, by outcome; sampled: one at a time "
+        "nexus_cache_command_duration_seconds",
+        "Command written to Redis to reply read, seconds, by outcome; sampled: one at a time "
         "on each connection.",
         "outcome",
-        buckets=REDIS_MS,
+        buckets=REDIS_S,
     ),
     _gauge("nexus_cache_clients", "Open client connections.", "state"),
     _counter("nexus_cache_clients_total", "Client connections accepted."),
@@ -262,9 +264,9 @@ _CACHEPROXY: Final = (
     ),
     _counter("nexus_cache_near_fences_total", "PINGs sent to vouch for hits."),
     _histogram(
-        "nexus_cache_near_fence_duration_ms",
-        "Fence sent to answer read, milliseconds.",
-        buckets=REDIS_MS,
+        "nexus_cache_near_fence_duration_seconds",
+        "Fence sent to answer read, seconds.",
+        buckets=REDIS_S,
     ),
     _counter(
         "nexus_cache_near_touched_total",
@@ -394,23 +396,23 @@ _RUNTIME: Final = (
     _gauge("nexus_process_open_fds", "Open file descriptors of a worker.", over="worker"),
     _gauge("nexus_process_max_fds", "Limit of file descriptors of a worker.", over="worker"),
     Metric(
-        "nexus_event_loop_lag_ms",
+        "nexus_event_loop_lag_seconds",
         "histogram",
-        "How late a due timer ran: the time that other callbacks held the loop, milliseconds.",
-        buckets=PAUSE_MS,
+        "How late a due timer ran: the time that other callbacks held the loop, seconds.",
+        buckets=PAUSE_S,
         aggregation="worker",
     ),
     _gauge(
-        "nexus_event_loop_lag_max_ms",
-        "Worst lag since a worker's last sample window of 15 s, milliseconds.",
+        "nexus_event_loop_lag_max_seconds",
+        "Worst lag since a worker's last sample window of 15 s, seconds.",
         over="worker",
     ),
     Metric(
-        "nexus_gc_pause_ms",
+        "nexus_gc_pause_seconds",
         "histogram",
-        "Pauses of the garbage collector, milliseconds.",
+        "Pauses of the garbage collector, seconds.",
         ("generation",),
-        PAUSE_MS,
+        PAUSE_S,
     ),
     _counter("nexus_gc_collected_objects_total", "Objects freed by the collector.", "generation"),
 )

@@ -53,14 +53,14 @@ class RuntimeSampler:
         self._watchdog: Final = Watchdog()
         self._recent: Final = [0.0] * _WINDOW_PROBES
         self._probe_count = 0
-        self._lag: Final = metrics.histogram("nexus_event_loop_lag_ms")
-        self._lag_max: Final = metrics.gauge("nexus_event_loop_lag_max_ms")
+        self._lag: Final = metrics.histogram("nexus_event_loop_lag_seconds")
+        self._lag_max: Final = metrics.gauge("nexus_event_loop_lag_max_seconds")
         self._rss: Final = metrics.gauge("nexus_process_resident_memory_bytes")
         self._fds: Final = metrics.gauge("nexus_process_open_fds")
         self._max_fds: Final = metrics.gauge("nexus_process_max_fds")
         self._cpu: Final = metrics.counter("nexus_process_cpu_seconds_total")
         self._gc_pause: Final = [
-            metrics.histogram("nexus_gc_pause_ms", generation=str(g)) for g in range(3)
+            metrics.histogram("nexus_gc_pause_seconds", generation=str(g)) for g in range(3)
         ]
         self._gc_freed: Final = [
             metrics.counter("nexus_gc_collected_objects_total", generation=str(g)) for g in range(3)
@@ -102,10 +102,10 @@ class RuntimeSampler:
         assert self._loop is not None  # noqa: S101
         now = self._loop.time()
         lag_ms = max(0.0, (now - self._due) * 1000)
-        self._lag.observe(lag_ms)
+        self._lag.observe(lag_ms / 1000)
         self._recent[self._probe_count % _WINDOW_PROBES] = lag_ms
         self._probe_count += 1
-        self._lag_max.set(max(self._recent))
+        self._lag_max.set(max(self._recent) / 1000)
         if lag_ms >= WARN_LAG_MS and now >= self._quiet_until:
             self._quiet_until = now + _WARN_EVERY_SECONDS
             log.warning(
@@ -143,7 +143,7 @@ class RuntimeSampler:
             return
         generation = info["generation"]
         pause_ns = time.perf_counter_ns() - self._gc_started_ns
-        self._gc_pause[generation].observe(pause_ns / 1e6)
+        self._gc_pause[generation].observe(pause_ns / 1e9)
         self._gc_longest = max(self._gc_longest, (pause_ns / 1e6, generation))
         self._gc_freed[generation].inc(info["collected"])
 

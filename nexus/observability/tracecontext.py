@@ -1,6 +1,8 @@
 """W3C Trace Context: identifiers, ``traceparent`` and ``tracestate``, the sampling decision.
 
-https://www.w3.org/TR/trace-context/ — pure but for the random numbers.
+https://www.w3.org/TR/trace-context-2/ — pure but for the random numbers. Of the flags, two are
+known: :data:`SAMPLED`, and :data:`RANDOM` of Level 2 (the trace id's last 56 bits at least are
+random), which goes on unchanged as long as the trace id does.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from collections.abc import Iterable
 from typing import Final
 
 __all__ = [
+    "RANDOM",
+    "SAMPLED",
     "Sampler",
     "format_traceparent",
     "new_span_id",
@@ -19,6 +23,10 @@ __all__ = [
     "parse_traceparent",
     "parse_tracestate",
 ]
+
+#: Bits of the trace flags.
+SAMPLED: Final = 1
+RANDOM: Final = 2
 
 # Not for secrets; seeded from the system, and again after every fork, or workers would draw alike.
 _random: Final = random.Random()
@@ -30,7 +38,8 @@ _TRACEPARENT: Final = re.compile(
     rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL
 )
 _HEX_DIGITS: Final = b"0123456789abcdef"
-_ODD_DIGITS: Final = b"13579bdf"
+#: Digit → the flags that are known in it.
+_FLAGS: Final = {digit: int(chr(digit), 16) & (SAMPLED | RANDOM) for digit in _HEX_DIGITS}
 _DASH: Final = ord("-")
 _NO_TRACE: Final = "0" * 32
 _NO_SPAN: Final = "0" * 16
@@ -54,8 +63,8 @@ def new_span_id() -> str:
     return f"{_random.getrandbits(64) or 1:016x}"
 
 
-def parse_traceparent(value: bytes) -> tuple[str, str, bool] | None:
-    """(trace id, parent span id, sampled), or ``None`` when ``value`` is to be ignored (§3.2.2).
+def parse_traceparent(value: bytes) -> tuple[str, str, int] | None:
+    """(trace id, parent span id, known flags), or ``None`` when ``value`` is to be ignored (§3.2.2).
 
     ``value`` is one field value without surrounding whitespace; a request with two ``traceparent``
     fields has none that is valid.
@@ -72,11 +81,11 @@ def parse_traceparent(value: bytes) -> tuple[str, str, bool] | None:
         trace_id, span_id = text[3:35], text[36:52]
         if trace_id == _NO_TRACE or span_id == _NO_SPAN:
             return None
-        return trace_id, span_id, value[54] in _ODD_DIGITS
+        return trace_id, span_id, _FLAGS[value[54]]
     return _parse_unusual(value)
 
 
-def _parse_unusual(value: bytes) -> tuple[str, str, bool] | None:
+def _parse_unusual(value: bytes) -> tuple[str, str, int] | None:
     """Versions to come, and everything that is malformed."""
     match = _TRACEPARENT.fullmatch(value)
     if match is None:
@@ -87,12 +96,12 @@ def _parse_unusual(value: bytes) -> tuple[str, str, bool] | None:
     trace_id, span_id = trace.decode(), span.decode()
     if trace_id == _NO_TRACE or span_id == _NO_SPAN:
         return None
-    return trace_id, span_id, bool(int(flags, 16) & 1)
+    return trace_id, span_id, int(flags, 16) & (SAMPLED | RANDOM)
 
 
-def format_traceparent(trace_id: str, span_id: str, sampled: bool) -> bytes:
-    """The field value to send on, version 00."""
-    return b"00-%b-%b-%b" % (trace_id.encode(), span_id.encode(), b"01" if sampled else b"00")
+def format_traceparent(trace_id: str, span_id: str, flags: int) -> bytes:
+    """The field value to send on, version 00; ``flags`` of those that are known."""
+    return b"00-%b-%b-%02x" % (trace_id.encode(), span_id.encode(), flags)
 
 
 def parse_tracestate(values: Iterable[bytes]) -> bytes:

@@ -16,6 +16,8 @@ from opentelemetry import context as otel
 from opentelemetry import trace
 
 from nexus.observability.tracecontext import (
+    RANDOM,
+    SAMPLED,
     format_traceparent,
     parse_traceparent,
     parse_tracestate,
@@ -56,7 +58,7 @@ def inject(carrier: MutableMapping[str, str] | None = None) -> MutableMapping[st
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         out[_PARENT] = format_traceparent(
-            f"{context.trace_id:032x}", f"{context.span_id:016x}", bool(context.trace_flags & 1)
+            f"{context.trace_id:032x}", f"{context.span_id:016x}", context.trace_flags & (SAMPLED | RANDOM)
         ).decode()
         if context.trace_state:
             out[_STATE] = context.trace_state.to_header()
@@ -73,13 +75,13 @@ def continued(carrier: Mapping[str, str]) -> Iterator[trace.SpanContext | None]:
     if parent is None:
         yield None
         return
-    trace_id, span_id, sampled = parent
+    trace_id, span_id, flags = parent
     state = parse_tracestate((fields.get(_STATE, "").encode("latin-1", "replace"),))
     context = trace.SpanContext(
         int(trace_id, 16),
         int(span_id, 16),
         is_remote=True,
-        trace_flags=trace.TraceFlags(int(sampled)),
+        trace_flags=trace.TraceFlags(flags),
         trace_state=trace.TraceState.from_header([state.decode()]) if state else None,
     )
     token: Any = otel.attach(trace.set_span_in_context(trace.NonRecordingSpan(context)))

@@ -159,6 +159,7 @@ def test_the_kept_second_changes_with_the_clock():
             "trace_id": st.sampled_from(["", "a" * 32]),
             "span_id": st.sampled_from(["", "b" * 16]),
             "sampled": st.booleans(),
+            "random_id": st.booleans(),
         }
     ),
     st.integers(0, 64),

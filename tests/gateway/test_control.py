@@ -271,7 +271,7 @@ def test_requests_have_trace_ids_although_tracing_is_off(
     for path, response in (("/json?own", own), ("/json?broken", broken), ("/json?twice", twice)):
         # Begun here, and not sampled: nobody records it.
         line = logged[response.value("x-request-id") or ""]
-        expected = f"00-{line['trace_id']}-{line['span_id']}-00"
+        expected = f"00-{line['trace_id']}-{line['span_id']}-02"
         assert sent[path].values("traceparent") == [expected]
         assert sent[path].values("tracestate") == []
     # Begun by the client, and passed on as if we were not there.

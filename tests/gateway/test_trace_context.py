@@ -101,6 +101,13 @@ def test_goes_on_in_the_callers_trace(send, fields):
     assert state == []
 
 
+@pytest.mark.parametrize("flags", ["00", "01", "02", "03"])
+def test_the_random_flag_goes_on_as_it_came(send, flags):
+    assert send(f"traceparent: 00-{TRACE}-{PARENT}-{flags}")[2] == flags
+    # Of the bits that mean nothing yet none does (Level 2, §4.2.2).
+    assert send(f"traceparent: 00-{TRACE}-{PARENT}-f{int(flags) | 0xC:x}")[2] == flags
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -140,7 +147,7 @@ def test_begins_a_trace_of_its_own(send, fields):
     trace, parent, flags, state = send(*fields)
     assert trace[:-1] != TRACE[:-1]
     assert parent != PARENT
-    assert flags == "01"
+    assert flags == "03", "sampled, and drawn at random"
     assert state == []
 
 
@@ -327,7 +334,7 @@ def test_received_and_dropped_are_made(traced, collector):
 @pytest.mark.parametrize(
     ("environ", "flags", "spans"),
     [
-        ({"OTEL_SDK_DISABLED": "true"}, "00", 0),
+        ({"OTEL_SDK_DISABLED": "true"}, "02", 0),
         ({"OTEL_TRACES_SAMPLER": "always_on"}, "01", 2),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
@@ -462,7 +469,7 @@ def test_failures_reach_a_collector_with_hiccups_as_the_variables_say(start_gate
     assert not {"http.method", "http.url", "http.status_code"} & {*values(server), *values(client)}
     assert server.flags & 1 == client.flags & 1 == 0
     told = [one.values("traceparent")[0] for one in upstream_a.seen if mark in one.path]
-    assert [parent[-2:] for parent in told] == ["00", "00"]
+    assert [parent[-2:] for parent in told] == ["02", "02"]
     assert client.span_id.hex() in told[1]
     assert (
         collector.resources[0].items()

@@ -17,7 +17,7 @@ from nexus._speedups import BACKEND
 
 PLACES = 2
 HEAD = b"POST /api/%b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
-#: More than the gateway holds of a body (``limits.buffer_bytes``).
+#: More than the gateway holds of a body (``retry.buffer_bytes``).
 LARGE = 300_000
 
 

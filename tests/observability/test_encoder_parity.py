@@ -89,6 +89,7 @@ fields = st.fixed_dictionaries(
         "upstream_span_id": hexa(16),
         "tracestate": st.sampled_from([b"", b"a=1,b=2", b"\xe9=1"]),
         "sampled": st.booleans(),
+        "random_id": st.booleans(),
     }
 )
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.observability import tracecontext, tracing
+from nexus.observability.tracecontext import RANDOM, SAMPLED
 from nexus.observability.tracing import Sampler, parse_traceparent, parse_tracestate
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -16,19 +17,19 @@ SPAN = "00f067aa0ba902b7"
 
 
 @pytest.mark.parametrize(
-    ("value", "sampled"),
+    ("value", "flags"),
     [
-        (f"00-{TRACE}-{SPAN}-01", True),
-        (f"00-{TRACE}-{SPAN}-00", False),
-        (f"00-{TRACE}-{SPAN}-02", False),
-        (f"00-{TRACE}-{SPAN}-ff", True),
-        (f"01-{TRACE}-{SPAN}-01", True),
-        (f"cc-{TRACE}-{SPAN}-01-what-the-future-brings", True),
-        (f"01-{TRACE}-{SPAN}-01-", True),
+        (f"00-{TRACE}-{SPAN}-01", SAMPLED),
+        (f"00-{TRACE}-{SPAN}-00", 0),
+        (f"00-{TRACE}-{SPAN}-02", RANDOM),
+        (f"00-{TRACE}-{SPAN}-ff", SAMPLED | RANDOM),
+        (f"01-{TRACE}-{SPAN}-01", SAMPLED),
+        (f"cc-{TRACE}-{SPAN}-01-what-the-future-brings", SAMPLED),
+        (f"01-{TRACE}-{SPAN}-01-", SAMPLED),
     ],
 )
-def test_accepted(value, sampled):
-    assert parse_traceparent(value.encode()) == (TRACE, SPAN, sampled)
+def test_accepted(value, flags):
+    assert parse_traceparent(value.encode()) == (TRACE, SPAN, flags)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +64,11 @@ def test_ignored(value):
     assert parse_traceparent(value.encode()) is None
 
 
-@given(st.booleans())
-def test_what_is_sent_can_be_read(sampled):
+@given(st.integers(0, 3))
+def test_what_is_sent_can_be_read(flags):
     trace_id, span_id = tracing.new_trace_id(), tracing.new_span_id()
-    sent = tracing.format_traceparent(trace_id, span_id, sampled)
-    assert parse_traceparent(sent) == (trace_id, span_id, sampled)
+    sent = tracing.format_traceparent(trace_id, span_id, flags)
+    assert parse_traceparent(sent) == (trace_id, span_id, flags)
 
 
 @given(st.binary(max_size=80))
