@@ -35,6 +35,7 @@ cdef class Exchange(Attempts):
     cdef object _await_response(self)
     @cython.locals(state=cython.int, corked=bytes)
     cpdef object on_request_body(self, bytes data, bint last)
+    cdef object _hold_more(self)
     cdef object _too_large(self)
     @cython.locals(status=cython.int, keep=cython.bint, wraps=cython.bint, block=bytes, extra=bytes)
     cpdef object on_response(self, object connection, ResponseHead head, bytes body, bint complete)
@@ -48,3 +49,7 @@ cdef class Exchange(Attempts):
     cpdef object block_client(self)
     cpdef object unblock_client(self)
     cpdef object close_upstream_writing(self)
+
+
+@cython.locals(framed=bytes)
+cdef bytes _chunked(bytes data, bint last)

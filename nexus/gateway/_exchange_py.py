@@ -135,9 +135,7 @@ class Exchange(Attempts):
         if last:
             self._deadline_total = self.core.wheel.now + self.route.total_ns
         if self._chunked_in:
-            data = chunk(data) if data else b""
-            if last:
-                data += LAST_CHUNK
+            data = _chunked(data, last)
         corked = self._corked
         self._corked = b""
         if not data and not corked:
@@ -153,13 +151,17 @@ class Exchange(Attempts):
             if last and state == SENT:
                 self._await_response()
         elif not last:
-            if self._uploading and self.server.extra.crowded(self):
-                self.on_connect_failed("pool_full")
-            elif self._held_size > self.core.buffer_bytes:
-                self.session.pause_request()
+            self._hold_more()
         if last and self._uploading:
             self._uploading = False
             self.server.extra.body_complete(self)
+
+    def _hold_more(self) -> None:
+        """A piece of the body was put aside, and others will follow."""
+        if self._uploading and self.server.extra.crowded(self):
+            self.on_connect_failed("pool_full")
+        elif self._held_size > self.core.buffer_bytes:
+            self.session.pause_request()
 
     def _too_large(self) -> None:
         if self._responded:
@@ -386,3 +388,8 @@ class Exchange(Attempts):
         """End of the client's side of a tunnel."""
         if self.connection is not None:
             self.connection.write_eof()
+
+
+def _chunked(data: bytes, last: bool) -> bytes:
+    framed = chunk(data) if data else b""
+    return framed + LAST_CHUNK if last else framed

@@ -64,7 +64,7 @@ def new_span_id() -> str:
 
 
 def parse_traceparent(value: bytes) -> tuple[str, str, int] | None:
-    """(trace id, parent span id, known flags), or ``None`` when ``value`` is to be ignored (§3.2.2).
+    """(trace id, parent span id, known flags), or ``None`` where ``value`` is ignored (§3.2.2).
 
     ``value`` is one field value without surrounding whitespace; a request with two ``traceparent``
     fields has none that is valid.

@@ -58,7 +58,9 @@ def inject(carrier: MutableMapping[str, str] | None = None) -> MutableMapping[st
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         out[_PARENT] = format_traceparent(
-            f"{context.trace_id:032x}", f"{context.span_id:016x}", context.trace_flags & (SAMPLED | RANDOM)
+            f"{context.trace_id:032x}",
+            f"{context.span_id:016x}",
+            context.trace_flags & (SAMPLED | RANDOM),
         ).decode()
         if context.trace_state:
             out[_STATE] = context.trace_state.to_header()

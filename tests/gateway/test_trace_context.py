@@ -26,7 +26,7 @@ TRACE = "12345678901234567890123456789012"
 PARENT = "1234567890123456"
 GOOD = f"00-{TRACE}-{PARENT}-01"
 UNSAMPLED = f"00-{TRACE}-{PARENT}-00"
-FORM = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-(0[01])")
+FORM = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-(0[0-3])")
 
 
 @pytest.fixture(scope="module")
