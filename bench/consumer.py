@@ -75,7 +75,7 @@ async def _fill(kafka: str, count: int, group: str) -> None:
     await placing.commit(ends)
     await placing.stop()
     async with AIOKafkaProducer(
-        bootstrap_servers=kafka, linger_ms=10, max_batch_size=65_536, compression_type="lz4"
+        bootstrap_servers=kafka, linger_ms=10, max_batch_size=65_536, compression_type="zstd"
     ) as producer:
         for topic, key, value in _records(count, group):
             last = await producer.send(topic, value, key=key)

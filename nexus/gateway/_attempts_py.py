@@ -117,13 +117,18 @@ class Attempts(ServedRequest):
         pool: Pool | Any = server.extra
         if afresh:
             # No attempt may be lost to a second keep-alive race.
-            pool.acquire_new(self)
+            self._uploading = not self.request_done
+            pool.acquire_new(self, self._uploading)
             return
         if self.request_done:
             connection = pool.acquire(self)
         else:
             self._uploading = True
             connection = pool.acquire_upload(self, self.body_at_hand)
+            if self.expects and pool.waits_for_place(self):
+                # The upstream cannot say yet whether it wants the body; ours is the time, and a
+                # body that fits into the buffer needs no place.
+                self.invite()
         if connection is not None:
             self.on_connected(connection)
 

@@ -35,6 +35,7 @@ cdef class Exchange(Attempts):
     cdef object _await_response(self)
     @cython.locals(state=cython.int, corked=bytes)
     cpdef object on_request_body(self, bytes data, bint last)
+    cdef object _keep_for_replay(self, bytes data)
     cdef object _hold_more(self)
     cdef object _too_large(self)
     @cython.locals(status=cython.int, keep=cython.bint, wraps=cython.bint, block=bytes, extra=bytes)

@@ -138,15 +138,13 @@ class Exchange(Attempts):
             data = _chunked(data, last)
         corked = self._corked
         self._corked = b""
-        if not data and not corked:
+        if data:
+            self._keep_for_replay(data)
+        elif not corked:
+            if not last:
+                self._hold_more()
             return
-        if data and self.replayable:
-            self._held.append(data)
-            self._held_size += len(data)
         if state in (SENT, STREAMING):
-            if self._held_size > self.core.buffer_bytes and self.replayable:
-                self.replayable = False
-                self._held.clear()
             self.connection.write(corked + data if corked else data)
             if last and state == SENT:
                 self._await_response()
@@ -156,8 +154,19 @@ class Exchange(Attempts):
             self._uploading = False
             self.server.extra.body_complete(self)
 
+    def _keep_for_replay(self, data: bytes) -> None:
+        if not self.replayable:
+            return
+        self._held.append(data)
+        self._held_size += len(data)
+        if self.connection is not None and self._held_size > self.core.buffer_bytes:
+            self.replayable = False
+            self._held.clear()
+
     def _hold_more(self) -> None:
-        """A piece of the body was put aside, and others will follow."""
+        """The body goes on, and waits here as long as there is no connection."""
+        if self.connection is not None:
+            return
         if self._uploading and self.server.extra.crowded(self):
             self.on_connect_failed("pool_full")
         elif self._held_size > self.core.buffer_bytes:

@@ -27,12 +27,15 @@ cdef class Pool(PoolPort):
     cdef long long _keep_alive_ns
     cdef double _connect_seconds
 
-    @cython.locals(connection=UpstreamConnection, idle=list)
     cpdef object acquire(self, ResponseSink sink)
+    @cython.locals(connection=UpstreamConnection, idle=list)
+    cdef UpstreamConnection _take_idle(self)
     cpdef object acquire_upload(self, ResponseSink sink, bint at_hand)
     cpdef bint crowded(self, ResponseSink sink) except -1
     cpdef object body_complete(self, ResponseSink sink)
+    cpdef bint waits_for_place(self, ResponseSink sink) except -1
     cdef object _next_upload(self)
-    cpdef object acquire_new(self, ResponseSink sink)
+    cdef object _serve(self, ResponseSink sink)
+    cpdef object acquire_new(self, ResponseSink sink, bint upload=*)
     @cython.locals(rested=UpstreamConnection)
     cpdef object give_back(self, object connection)

@@ -114,6 +114,7 @@ class Pool(PoolPort):
         self._queue_size = upstream.queue_size
         self._keep_alive_ns = int(upstream.keep_alive_seconds * 1e9)
         self._connect_seconds = timeouts.connect
+        self._next_upload()
 
     def __repr__(self) -> str:
         return (
@@ -141,6 +142,18 @@ class Pool(PoolPort):
 
         A full queue is reported at once, by a call of ``on_connect_failed("pool_full")``.
         """
+        connection = self._take_idle()
+        if connection is not None:
+            return connection
+        # Those for whom a connection can still be made do not count as queued.
+        if len(self._waiting) >= self._queue_size + self._max - len(self._open):
+            sink.on_connect_failed("pool_full")
+            return None
+        self._waiting.append(sink)
+        self._grow()
+        return None
+
+    def _take_idle(self) -> UpstreamConnection | None:
         idle = self._idle
         while idle:
             connection = idle.pop()
@@ -148,12 +161,6 @@ class Pool(PoolPort):
                 connection.rested = True
                 return connection
             connection.discard()
-        # Those for whom a connection can still be made do not count as queued.
-        if len(self._waiting) >= self._queue_size + self._max - len(self._open):
-            sink.on_connect_failed("pool_full")
-            return None
-        self._waiting.append(sink)
-        self._grow()
         return None
 
     def acquire_upload(self, sink: ResponseSink, at_hand: bool) -> UpstreamConnection | None:
@@ -172,8 +179,13 @@ class Pool(PoolPort):
         return None
 
     def crowded(self, sink: ResponseSink) -> bool:
-        """Whether ``sink`` is one of more uploads than may wait."""
-        return len(self._waiting_uploads) > self._queue_size and sink in self._waiting_uploads
+        """Whether more uploads wait than may, and ``sink`` came last."""
+        waiting = self._waiting_uploads
+        return len(waiting) > self._queue_size and next(reversed(waiting)) is sink
+
+    def waits_for_place(self, sink: ResponseSink) -> bool:
+        """Whether ``sink`` is an upload that waits for others to end."""
+        return sink in self._waiting_uploads
 
     def body_complete(self, sink: ResponseSink) -> None:
         """The body of an upload is there: it is a request as any other now."""
@@ -182,24 +194,32 @@ class Pool(PoolPort):
             self._next_upload()
         elif sink in self._waiting_uploads:
             del self._waiting_uploads[sink]
-            connection = self.acquire(sink)
-            if connection is not None:
-                sink.on_connected(connection)
+            self._serve(sink)
 
     def _next_upload(self) -> None:
         while self._waiting_uploads and len(self._uploads) < self._max_uploads:
             sink = next(iter(self._waiting_uploads))
             del self._waiting_uploads[sink]
             self._uploads.add(sink)
-            connection = self.acquire(sink)
-            if connection is not None:
-                sink.on_connected(connection)
+            self._serve(sink)
 
-    def acquire_new(self, sink: ResponseSink) -> None:
+    def _serve(self, sink: ResponseSink) -> None:
+        """``sink`` has waited among the uploads, and is not asked whether the queue has room."""
+        connection = self._take_idle()
+        if connection is not None:
+            sink.on_connected(connection)
+        else:
+            self._waiting.append(sink)
+            self._grow()
+
+    def acquire_new(self, sink: ResponseSink, upload: bool = False) -> None:
         """As :meth:`acquire`, but a connection that has carried no request; before all others.
 
-        In a full pool the connection that rests longest makes room for it.
+        In a full pool the connection that rests longest makes room for it. ``upload``: its body is
+        still arriving; it counts, but does not wait for others to end.
         """
+        if upload:
+            self._uploads.add(sink)
         self._waiting_new.append(sink)
         if self._idle and len(self._open) + len(self._tasks) >= self._max:
             self._idle.pop(0).discard()
@@ -208,12 +228,12 @@ class Pool(PoolPort):
     def cancel(self, sink: ResponseSink) -> None:
         """``sink`` waits no longer, and is no upload any more."""
         self._waiting_uploads.pop(sink, None)
-        if sink in self._uploads:
-            self._uploads.remove(sink)
-            self._next_upload()
         for waiting in (self._waiting, self._waiting_new):
             with contextlib.suppress(ValueError):
                 waiting.remove(sink)
+        if sink in self._uploads:
+            self._uploads.remove(sink)
+            self._next_upload()
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """A connection whose exchange is over and that can be used again."""

@@ -29,7 +29,6 @@ cdef frozenset _METHODS = frozenset(
     (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT")
 )
 
-cdef int _SAMPLED = 0x01
 cdef int _HAS_IS_REMOTE = 0x100
 cdef int _IS_REMOTE = 0x200
 cdef int _MAX_URL_CHARS = 2048
@@ -133,7 +132,7 @@ cdef class SpanEncoder:
         _given(out, b"nexus.retry_skipped", record.retry_skipped)
         if record.attempts > 1:
             _integer(out, b"nexus.attempts", record.attempts)
-        _end(out, error, flags | (_SAMPLED if record.sampled else 0))
+        _end(out, error, flags | record.sampled | 2 * record.random_id)
         return self._add()
 
     cdef int _clients(self, RequestRecord record, char *ids) except -1:
@@ -209,7 +208,7 @@ cdef class SpanEncoder:
                 _integer(out, b"http.request.resend_count", resent)
             if error:
                 _text(out, b"error.type", (str(status) if status else reason) or "_OTHER")
-        _end(out, error, _HAS_IS_REMOTE | (_SAMPLED if record.sampled else 0))
+        _end(out, error, _HAS_IS_REMOTE | record.sampled | 2 * record.random_id)
         return self._add()
 
     cdef int _add(self) except -1:

@@ -31,7 +31,7 @@ from nexus.observability.otlpwire import (
 )
 from nexus.observability.record import RequestRecord
 from nexus.observability.redaction import redact_target, redact_text, wire_text
-from nexus.observability.tracecontext import new_span_id, new_trace_id
+from nexus.observability.tracecontext import RANDOM, SAMPLED, new_span_id, new_trace_id
 
 __all__ = ["SpanEncoder", "encoded_resource", "peer_of"]
 
@@ -40,14 +40,17 @@ _METHODS: Final = frozenset(
     (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT")
 )
 
-#: SpanFlags of OTLP: W3C sampled, "is remote" is known, parent is remote.
-_SAMPLED: Final = 0x01
+#: SpanFlags of OTLP, above W3C's own: "is remote" is known, parent is remote.
 _HAS_IS_REMOTE: Final = 0x100
 _IS_REMOTE: Final = 0x200
 
 _MAX_URL_CHARS: Final = 2048
 
 _Attributes = list[bytes]  # encoded
+
+
+def _trace_flags(record: RequestRecord) -> int:
+    return (SAMPLED if record.sampled else 0) | (RANDOM if record.random_id else 0)
 
 
 class SpanEncoder:
@@ -80,7 +83,7 @@ class SpanEncoder:
             span_id=span_id,
             parent_id=bytes.fromhex(record.parent_span_id),
             tracestate=record.tracestate.decode("latin-1"),
-            flags=_HAS_IS_REMOTE | remote | (_SAMPLED if record.sampled else 0),
+            flags=_HAS_IS_REMOTE | remote | _trace_flags(record),
             name=f"{method} {record.route}" if record.route else method,
             kind=KIND_SERVER,
             start_ns=record.started_ns,
@@ -173,7 +176,7 @@ class SpanEncoder:
             span_id=bytes.fromhex(span_id or new_span_id()),
             parent_id=parent_id,
             tracestate=record.tracestate.decode("latin-1"),
-            flags=_HAS_IS_REMOTE | (_SAMPLED if record.sampled else 0),
+            flags=_HAS_IS_REMOTE | _trace_flags(record),
             name="upstream.proxy",
             kind=KIND_CLIENT,
             start_ns=start,

@@ -31,6 +31,7 @@ cdef class Span:
     cdef public str name
     cdef public int kind
     cdef public bint sampled
+    cdef public bint random_id
     cdef public object trace_id
     cdef public object span_id
     cdef public object parent_id

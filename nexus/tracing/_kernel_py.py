@@ -77,8 +77,8 @@ _draw = _random.getrandbits
 _uniform = _random.random
 _wall = time.time_ns
 _clock = time.perf_counter_ns
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-_UNSAMPLED = TraceFlags(0)
+#: By sampled, and twice the random flag of W3C Trace Context Level 2.
+_FLAGS = tuple(TraceFlags(bits) for bits in range(4))
 _key = _SPAN_KEY
 
 # The functions behind opentelemetry.context: the context variable itself, where it is one.
@@ -182,6 +182,7 @@ class Span:
         "parent",
         "parent_id",
         "parent_remote",
+        "random_id",
         "sampled",
         "scope",
         "span_id",
@@ -223,6 +224,7 @@ class Span:
         self.needed = False
         #: It ended below ``min_duration`` and was not recorded.
         self.withheld = False
+        self.random_id = False
         self.attributes: Any = None
         self.events: Any = None
         self.links: Any = None
@@ -247,7 +249,7 @@ class Span:
                 self.trace_id,
                 self.span_id,
                 False,
-                _SAMPLED if self.sampled else _UNSAMPLED,
+                _FLAGS[(1 if self.sampled else 0) + (2 if self.random_id else 0)],
                 self.trace_state if self.trace_state is not None else TraceState(),
             )
         found: SpanContext = context
@@ -480,6 +482,7 @@ def _child(state: State, name: str, parent: Span) -> Any:
     span.parent_id = parent.span_id
     if parent.min_ns:
         span.parent = parent
+    span.random_id = parent.random_id
     span.trace_state = parent.trace_state
     span.started_ns = _wall()
     span.started = _clock()
@@ -495,6 +498,7 @@ def _under(state: State, name: str, given: Any) -> Any:
     span: Any = Span.__new__(Span)
     span.set_up(state, name, sampled)
     span.trace_id = given.trace_id
+    span.random_id = bool(given.trace_flags & 2)
     span.span_id = _draw(64) or 1
     span.parent_id = given.span_id
     span.parent_remote = bool(given.is_remote)

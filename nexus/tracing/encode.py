@@ -24,6 +24,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from nexus._version import __version__
 from nexus.observability.otlpwire import boolean, delimited, integer, number, text
 from nexus.observability.redaction import redact_text, secret_key
+from nexus.observability.tracecontext import RANDOM, SAMPLED
 from nexus.redact import MASK
 from nexus.tracing.kernel import Span, visible_parent
 
@@ -37,7 +38,6 @@ _TIMES: Final = struct.Struct("<BBBQBQ")
 _FLAGS: Final = struct.Struct("<2sI")
 _HAS_IS_REMOTE: Final = 0x100
 _IS_REMOTE: Final = 0x200
-_SAMPLED: Final = 1
 _ERROR: Final = 2
 _SMALL: Final = 1 << 31
 
@@ -71,7 +71,8 @@ def _encode(span: Span) -> bytes:
     """Field 2 of a ``ScopeSpans``."""
     parent_id = visible_parent(span)
     state = span.trace_state.to_header() if span.trace_state else ""
-    remote = _IS_REMOTE if span.parent_remote else 0
+    flags = _HAS_IS_REMOTE | (_IS_REMOTE if span.parent_remote else 0)
+    flags |= SAMPLED | (RANDOM if span.random_id else 0)
     attributes = span.attributes or {}
     out = [
         _IDS.pack(
@@ -89,7 +90,7 @@ def _encode(span: Span) -> bytes:
             *(0x41, span.started_ns + span.duration_ns),
         ),
         *[_attribute(key, value) for key, value in attributes.items()],
-        _FLAGS.pack(b"\x85\x01", _HAS_IS_REMOTE | remote | _SAMPLED),
+        _FLAGS.pack(b"\x85\x01", flags),
     ]
     if span.events or span.links or span.status or span.dropped_attributes:
         out.append(_rest(span))

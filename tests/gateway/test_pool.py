@@ -188,3 +188,86 @@ async def test_connections_that_are_reset_on_arrival_take_no_place(port: int) ->
     resetting.cancel()
     listener.close()
     pool.abort()
+
+
+class Leaving(Sink):
+    """Gives up when it is refused, as an exchange does: by a call back into the pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def on_connect_failed(self, reason: str) -> None:
+        super().on_connect_failed(reason)
+        self.pool.cancel(self)
+
+
+def waiting_uploads(pool: Pool, places: int, count: int) -> tuple[list[Leaving], list[Leaving]]:
+    """``places`` uploads that have one, and ``count`` that wait; none has a connection yet."""
+    placed, waiting = ([Leaving(pool) for _ in range(n)] for n in (places, count))
+    for sink in (*placed, *waiting):
+        pool.acquire_upload(sink, True)
+    assert not any(sink.failure for sink in (*placed, *waiting))
+    return placed, waiting
+
+
+@with_upstream
+async def test_an_upload_that_has_waited_is_not_refused_for_a_full_queue(port: int) -> None:
+    pool = make(port, most=4)
+    # All connections are in use, and the queue of those who want one is full.
+    users = [Sink() for _ in range(4)]
+    for user in users:
+        assert pool.acquire(user) is None
+        await user.within()
+    placed, waiting = waiting_uploads(pool, 2, 600)
+    others = [Sink() for _ in range(20)]
+    for other in others:
+        assert pool.acquire(other) is None
+    assert others[-1].failure == "pool_full"
+    pool.cancel(placed[0])  # its client left
+    pool.body_complete(placed[1])
+    pool.body_complete(waiting[1])
+    assert not [sink.failure for sink in waiting if sink.failure]
+    for sink in (*waiting, *placed):
+        pool.cancel(sink)
+    pool.abort()
+
+
+@with_upstream
+async def test_the_newest_of_too_many_uploads_is_the_one_too_many(port: int) -> None:
+    pool = make(port, most=4)
+    _, waiting = waiting_uploads(pool, 2, 4)
+    assert not any(pool.crowded(sink) for sink in waiting)
+    late = Leaving(pool)
+    pool.acquire_upload(late, False)
+    assert late.failure == "pool_full", "nothing of its body is here: it is refused at once"
+    later = [Leaving(pool) for _ in range(2)]
+    for sink in later:
+        pool.acquire_upload(sink, True)
+    assert [pool.crowded(sink) for sink in (*waiting, *later)] == [False] * 5 + [True]
+    pool.abort()
+
+
+@with_upstream
+async def test_another_attempt_of_an_upload_still_counts(port: int) -> None:
+    pool = make(port, most=4)
+    placed, waiting = waiting_uploads(pool, 2, 1)
+    pool.cancel(placed[0])  # its upstream broke off ...
+    pool.acquire_new(placed[0], True)  # ... and it tries again, while the waiting one moved up
+    pool.cancel(placed[1])
+    late = Leaving(pool)
+    pool.acquire_upload(late, True)
+    assert pool.waits_for_place(late), "two have a place"
+    pool.cancel(waiting[0])
+    assert not pool.waits_for_place(late)
+    pool.abort()
+
+
+@with_upstream
+async def test_more_places_are_given_at_once(port: int) -> None:
+    pool = make(port, most=4)
+    _, waiting = waiting_uploads(pool, 2, 3)
+    assert pool.waits_for_place(waiting[0])
+    pool.configure(UpstreamSettings(max_connections=8, queue_size=4), TimeoutSettings())
+    assert [pool.waits_for_place(sink) for sink in waiting] == [False, False, True]
+    pool.abort()

@@ -128,3 +128,21 @@ def test_more_uploads_than_may_wait_are_refused(
     assert wait_until(refused, 20)
     for client in waiting:
         client.close()
+
+
+def test_who_waits_for_100_continue_is_told_to_go_on(
+    gateway: GatewayProcess, upstream: RecordingUpstream
+) -> None:
+    slow = begun(gateway, PLACES)
+    assert wait_until(lambda: len(upstream.unfinished()) == PLACES, 10)
+    polite = Client(gateway.port, 30)
+    polite.send(
+        b"POST /api/polite HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
+    )
+    # There is no place, so no upstream that could say it; the body is small and needs none.
+    assert polite.read_head() == b"HTTP/1.1 100 Continue"
+    polite.send(b"body")
+    assert polite.read().status == 200
+    assert len(upstream.unfinished()) == PLACES
+    for client in slow:
+        client.close()

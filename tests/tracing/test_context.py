@@ -89,6 +89,14 @@ def test_continued_over_process_borders(on, sent):
     with tracing.continued({"traceparent": header[:-1] + "0"}), tracing.span("not sampled"):
         assert tracing.inject()["traceparent"].endswith("-00")
     assert "not sampled" not in sent()
+    # The random flag is the trace id's, and so its children's and theirs.
+    with (
+        tracing.continued({"traceparent": header[:-1] + "3"}),
+        tracing.span("random"),
+        tracing.span("child"),
+    ):
+        assert tracing.inject()["traceparent"].endswith("-03")
+    assert sent()["child"].flags & 0xFF == 3
 
 
 def test_code_that_knows_only_opentelemetry(on, sent):
