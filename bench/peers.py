@@ -108,7 +108,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="default: all; see --list")
     parser.add_argument("--list", action="store_true", help="the scenarios, their peers and loads")
     parser.add_argument("--quick", action="store_true", help="two rounds: does it run")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each run")
     parser.add_argument("--only", default="", help="peers whose names begin so, comma-separated")
     parser.add_argument("--results", type=Path, help="directory; bench/results, quick: build/bench")

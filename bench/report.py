@@ -26,6 +26,9 @@ __all__ = [
 #: Two runs agree when no ratio of CPU per operation differs by more.
 AGREEMENT: Final = 0.10
 
+#: Share of the rounds that is left out at either end of their ratios.
+_TRIMMED: Final = 0.1
+
 
 @dataclass(frozen=True)
 class Row:
@@ -63,7 +66,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Ratio:
-    """CPU per operation as a multiple of the reference's: median and quartiles over the rounds."""
+    """CPU per operation as a multiple of the reference's.
+
+    ``middle`` is all rounds' cost over all rounds' cost of the reference, without the tenth of the
+    rounds at either end; ``low`` and ``high`` are the quartiles of the rounds' own ratios. Two
+    halves of one run's rounds agree better by it than by the median of these ratios.
+    """
 
     middle: float
     low: float
@@ -107,18 +115,23 @@ def ratios(rows: Sequence[Row], reference: str) -> dict[tuple[str, str], Ratio]:
         for row in rows
         if row.target == reference and row.cost_us > 0
     }
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
         if row.target != reference and (row.load, row.group) in base:
-            multiple = row.cost_us / base[row.load, row.group]
-            found.setdefault((row.load, row.target), []).append(multiple)
-    return {key: _ratio(values) for key, values in found.items()}
+            pair = (row.cost_us, base[row.load, row.group])
+            found.setdefault((row.load, row.target), []).append(pair)
+    return {key: _ratio(pairs) for key, pairs in found.items()}
 
 
-def _ratio(values: Sequence[float]) -> Ratio:
-    if len(values) == 1:
-        return Ratio(values[0], values[0], values[0])
-    low, middle, high = quantiles(values, n=4, method="inclusive")
+def _ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
+    ordered = sorted(pairs, key=lambda pair: pair[0] / pair[1])
+    ratios = [ours / theirs for ours, theirs in ordered]
+    if len(ratios) == 1:
+        return Ratio(ratios[0], ratios[0], ratios[0])
+    low, _, high = quantiles(ratios, n=4, method="inclusive")
+    cut = round(len(ordered) * _TRIMMED)
+    kept = ordered[cut : len(ordered) - cut]
+    middle = sum(ours for ours, _ in kept) / sum(theirs for _, theirs in kept)
     return Ratio(middle, low, high)
 
 
@@ -131,7 +144,8 @@ def markdown(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"{taken_on(about)}; medians of {about['rounds']} alternating runs of "
         f"{about['seconds']:g} s. Compare ratios within a table and CPU per operation, not "
         f"absolute rates. The last column is CPU per operation as a multiple of {reference}'s: "
-        "median and quartiles of the ratios to its run right before or after."
+        "over all rounds but the tenth at either end; behind it the quartiles of the ratios to its "
+        "run right before or after."
     )
     lines += ["", f"Command: `python -m bench.peers {about['scenario']}`"]
     if about["quick"]:

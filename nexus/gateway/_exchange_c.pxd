@@ -19,6 +19,7 @@ from nexus.gateway._request_c cimport (
     SENT,
     STREAMING,
     TUNNEL,
+    WAITING,
 )
 from nexus.gateway._routes_c cimport Route
 from nexus.gateway._upstream_c cimport UpstreamConnection
@@ -35,6 +36,7 @@ cdef class Exchange(Attempts):
     cdef object _await_response(self)
     @cython.locals(state=cython.int, corked=bytes)
     cpdef object on_request_body(self, bytes data, bint last)
+    cdef object _uploaded(self)
     cdef object _keep_for_replay(self, bytes data)
     cdef object _hold_more(self)
     cdef object _too_large(self)

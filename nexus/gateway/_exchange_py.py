@@ -39,6 +39,7 @@ if not cython.compiled:
         SENT,
         STREAMING,
         TUNNEL,
+        WAITING,
     )
     from nexus.gateway._upstream_py import UpstreamConnection
     from nexus.gateway.buffers import cut, joined, length_field
@@ -151,8 +152,13 @@ class Exchange(Attempts):
         elif not last:
             self._hold_more()
         if last and self._uploading:
-            self._uploading = False
-            self.server.extra.body_complete(self)
+            self._uploaded()
+
+    def _uploaded(self) -> None:
+        self._uploading = False
+        if self._state == WAITING:
+            self.core.wheel.schedule(self, self._deadline_total)
+        self.server.extra.body_complete(self)
 
     def _keep_for_replay(self, data: bytes) -> None:
         if not self.replayable:
