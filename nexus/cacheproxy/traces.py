@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from nexus.cacheproxy.commandspans import CommandSpanEncoder
-from nexus.cacheproxy.tracer import Tracer
-from nexus.observability.otlp import resolve
 from nexus.observability.sampling import effective_sampling
-from nexus.observability.tracing import SpanSink
 
 if TYPE_CHECKING:
     from nexus.cacheproxy.near import Core
     from nexus.cacheproxy.settings import TracingSettings
     from nexus.cacheproxy.target import Target
     from nexus.observability.registry import LocalMetrics
+    from nexus.observability.tracing import SpanSink
 
 __all__ = ["Traces", "check_tracing"]
 
@@ -26,6 +23,8 @@ FLUSH_SECONDS: Final = 2.0
 def check_tracing(settings: TracingSettings, environ: Mapping[str, str]) -> None:
     """Raises ``ConfigError`` for an endpoint or an ``OTEL_*`` variable that cannot be read."""
     if effective_sampling(settings.enabled, settings.sample_ratio, environ) is not None:
+        from nexus.observability.otlp import resolve
+
         resolve(settings, environ)
 
 
@@ -58,6 +57,11 @@ class Traces:
         plane.tracing = False
         sampling = effective_sampling(settings.enabled, settings.sample_ratio, self._environ)
         if sampling is not None and sampling.ratio > 0:
+            # Late: the encoder's protobuf is a seventh of a start's time.
+            from nexus.cacheproxy.commandspans import CommandSpanEncoder
+            from nexus.cacheproxy.tracer import Tracer
+            from nexus.observability.tracing import SpanSink
+
             sink = self._sink = SpanSink(
                 settings,
                 self._metrics,

@@ -28,7 +28,7 @@ from aiohttp import web
 
 from nexus.gateway.authendpoints import end_everything, whose_everything
 from nexus.gateway.health import state_of
-from nexus.gateway.redisfeed import FAILURES
+from nexus.gateway.redisfeed import failures
 
 if TYPE_CHECKING:
     from nexus.gateway.denylist import Denylist
@@ -154,7 +154,7 @@ class AdminApi:
         peer = request.remote or "unix"
         try:
             await end_everything(denylist, whose, f"admin {peer}")
-        except FAILURES as error:
+        except failures() as error:
             message = f"Redis is away: revoked here, but not yet everywhere: repeat ({error})"
             raise _RefusedError(503, message) from None
         log.warning("admin action", extra={"action": "auth/revoke", "entry": whose, "peer": peer})

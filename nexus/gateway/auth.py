@@ -22,7 +22,6 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-import jwt
 import msgspec
 
 from nexus.errors import ConfigError
@@ -372,6 +371,8 @@ class Authenticator:
         granted = [s for s in allowed if scopes is None or s in scopes]
         if granted:
             claims["scope"] = " ".join(granted)
+        import jwt
+
         token = jwt.encode(claims, self._key, algorithm=OWN_ALGORITHM)
         reply: dict[str, object] = {
             "access_token": token,

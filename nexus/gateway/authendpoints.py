@@ -18,7 +18,7 @@ import msgspec
 
 from nexus.gateway.auth import Authenticator, AuthError, Credentials, json_object, refusal
 from nexus.gateway.denylist import CUTOFF_SECONDS, everything_of
-from nexus.gateway.redisfeed import FAILURES
+from nexus.gateway.redisfeed import failures
 from nexus.gateway.sessions import BadRefreshTokenError, RefreshTokens, Sessions
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class AuthEndpoints:
         ttl = settings.refresh.ttl_seconds
         try:
             session = await self.sessions.begin(asked.client_id, asked.scopes, ttl)
-        except FAILURES as error:
+        except failures() as error:
             # The access token is good without: a client that gets no other asks again later.
             log.warning("no refresh token, Redis is away: %s", error)
             return (status, document), b""
@@ -213,7 +213,7 @@ class AuthEndpoints:
         keep = settings.token_ttl_seconds + settings.leeway_seconds + 1
         try:
             found = await sessions.renew(session, number, keep)
-        except FAILURES as error:
+        except failures() as error:
             log.warning("no refresh, Redis is away: %s", error)
             return refusal(503, "sessions_unavailable", "sessions cannot be looked up now"), b""
         if found.outcome == "reused":
@@ -241,7 +241,7 @@ class AuthEndpoints:
         try:
             if self.sessions is not None:
                 await self.sessions.end(session)
-        except FAILURES:
+        except failures():
             log.warning("a session could not be ended, it ends by itself")
 
     # ------------------------------------------------------------------------------------ revoke
@@ -290,7 +290,7 @@ class AuthEndpoints:
             if session and self.sessions is not None:
                 await self.sessions.end(session)
             await denylist.deny(entries, end)
-        except FAILURES as error:
+        except failures() as error:
             log.warning("a token is revoked here, but not elsewhere: Redis is away: %s", error)
             return refusal(503, "sessions_unavailable", "not yet revoked everywhere: repeat"), b""
         log.info("a token was revoked", extra={"entries": list(entries)})
@@ -335,7 +335,7 @@ class AuthEndpoints:
             return refusal(403, "may_not_revoke", "the client may end only its own tokens"), b""
         try:
             await end_everything(denylist, whose, f"client {asked.client_id}")
-        except FAILURES as error:
+        except failures() as error:
             log.warning("tokens are revoked here, but not elsewhere: Redis is away: %s", error)
             return refusal(503, "sessions_unavailable", "not yet revoked everywhere: repeat"), b""
         return (200, {}), b""

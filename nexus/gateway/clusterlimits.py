@@ -21,12 +21,8 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import redis.asyncio as redis_asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
-
 from nexus.gateway.limits import PENDING, UNAVAILABLE
+from nexus.gateway.redisfeed import failures
 
 if TYPE_CHECKING:
     from nexus.gateway.limits import Limit
@@ -67,8 +63,6 @@ MAX_KEYS: Final = 65_536
 MAX_WAITING: Final = 10_000
 #: Scripts of one round trip.
 _BATCH: Final = 500
-
-_FAILURES: Final = (RedisError, OSError, TimeoutError)
 
 
 class Waiter(Protocol):
@@ -159,7 +153,7 @@ class ClusterLimits:
                     client = self._connect()
                 try:
                     answers = await self._evaluate(client, asks)
-                except _FAILURES as error:
+                except failures() as error:
                     self._failed(asks, error)
                     await client.aclose()
                     client = None
@@ -194,6 +188,10 @@ class ClusterLimits:
         return not ask.waiters
 
     def _connect(self) -> Any:
+        import redis.asyncio as redis_asyncio
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
         seconds = self.settings.timeout_ms / 1000
         return redis_asyncio.Redis.from_url(
             self._url,
@@ -204,6 +202,8 @@ class ClusterLimits:
         )
 
     async def _evaluate(self, client: Any, asks: list[_Ask]) -> list[tuple[int, int]]:
+        from redis.exceptions import NoScriptError
+
         if not self._sha:
             self._sha = await client.script_load(SCRIPT)
         answers = await self._pipeline(client, asks)

@@ -13,15 +13,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
-import dns.asyncresolver
-import dns.exception
-import dns.nameserver
-import dns.resolver
-
 from nexus.errors import ConfigError
 from nexus.gateway.discovery import ServiceEntry, normalise_url
 
 if TYPE_CHECKING:
+    import dns.nameserver
+
     from nexus.gateway.settings_discovery import DiscoverySettings, DnsNameSettings
     from nexus.observability.registry import LocalMetrics
 
@@ -31,7 +28,6 @@ log = logging.getLogger("nexus.gateway.dns")
 
 #: Whatever the TTL says, a name is not asked for more often, seconds.
 LEAST_SECONDS: Final = 1.0
-_FAILURES: Final = (dns.exception.DNSException, OSError, ValueError)
 
 #: (addresses as upstreams, seconds that they hold)
 Answer = tuple[tuple[ServiceEntry, ...], float]
@@ -57,6 +53,8 @@ def check_discovery(settings: DiscoverySettings) -> None:
 
 
 def _nameserver(text: str) -> dns.nameserver.Do53Nameserver:
+    import dns.nameserver
+
     address, colon, port = text.rpartition(":")
     if not colon or (":" in address and not address.startswith("[")):
         address, port = text, "53"
@@ -113,9 +111,11 @@ class DnsSource:
             self._changed()
 
     async def _ask(self, one: DnsNameSettings, name: _Name, settings: DiscoverySettings) -> None:
+        from dns.exception import DNSException
+
         try:
             entries, ttl = await _resolve(one, settings)
-        except _FAILURES as error:
+        except (DNSException, OSError, ValueError) as error:
             self._results.labels("failed").inc()
             name.due = asyncio.get_running_loop().time() + LEAST_SECONDS
             if name.trouble != type(error).__name__:
@@ -136,6 +136,8 @@ class DnsSource:
 
 
 async def _resolve(one: DnsNameSettings, settings: DiscoverySettings) -> Answer:
+    import dns.asyncresolver
+
     if settings.nameservers:
         resolver = dns.asyncresolver.Resolver(configure=False)
         resolver.nameservers = [_nameserver(text) for text in settings.nameservers]

@@ -12,10 +12,6 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-import jwt
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
 __all__ = ["Key", "KeySet"]
 
 #: Providers have two or three; the bound keeps a search short.
@@ -89,6 +85,8 @@ class KeySet:
     def _of_pem(cls, document: bytes) -> KeySet:
         if b"PRIVATE KEY" in document:
             raise ValueError("expected public keys, got a private one: it belongs to the provider")
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
         keys, passed_over = [], []
         for number, block in enumerate(_PEM.findall(document)):
             try:
@@ -117,6 +115,8 @@ def _key_of(entry: object) -> Key:
         raise ValueError("a symmetric key has no place in a key set that is public")
     if entry.get("use", "sig") != "sig" or "verify" not in entry.get("key_ops", ["verify"]):
         raise ValueError("not for signatures")
+    import jwt
+
     try:
         public = jwt.PyJWK(entry).key
     except (jwt.PyJWTError, ValueError, TypeError, KeyError) as error:
@@ -136,6 +136,8 @@ def _key_of(entry: object) -> Key:
 
 
 def _algorithms_of(public: Any) -> frozenset[str]:
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
     if isinstance(public, rsa.RSAPublicKey):
         if public.key_size < _MIN_RSA_BITS:
             raise ValueError(f"an RSA key of {public.key_size} bits; expected {_MIN_RSA_BITS}")

@@ -80,7 +80,7 @@ REASONS: Final[dict[str, tuple[int, str]]] = {
     # Upstreams
     "no_healthy_upstream": (503, "no upstream is in rotation, or every breaker is open"),
     "no_upstream_left": (502, "the attempt failed, and no other upstream is left to try"),
-    "upstream_queue_full": (503, "`upstream.queue_size` requests, or uploads, wait for a connection already"),
+    "upstream_queue_full": (503, "`upstream.queue_size` requests or uploads wait for a connection"),
     "bulkhead_full": (503, "`bulkhead` has no place free for the route's upstream group"),
     "queue_timeout": (504, "no upstream connection became free in time"),
     "pool_full": (503, "the pool has neither a connection nor a place in its queue"),

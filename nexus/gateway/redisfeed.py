@@ -13,13 +13,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import redis.asyncio as redis_asyncio
-from redis.exceptions import RedisError
-
 if TYPE_CHECKING:
     from nexus.observability.registry import LocalMetrics
 
-__all__ = ["ANSWER_SECONDS", "FAILURES", "Feed", "connect", "follow"]
+__all__ = ["ANSWER_SECONDS", "Feed", "connect", "failures", "follow"]
 
 log = logging.getLogger("nexus.gateway.redis")
 
@@ -27,8 +24,12 @@ log = logging.getLogger("nexus.gateway.redis")
 RETRY_SECONDS: Final = 0.5
 ANSWER_SECONDS: Final = 2.0
 
-#: What a Redis that is away looks like.
-FAILURES: Final = (RedisError, OSError, TimeoutError)
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a Redis that is away looks like, for ``except``."""
+    from redis.exceptions import RedisError
+
+    return RedisError, OSError, TimeoutError
 
 
 class Feed(Protocol):
@@ -49,6 +50,9 @@ class Feed(Protocol):
 
 def connect(url: str) -> Any:
     """A client that does not wait long for a Redis that does not answer."""
+    # Late: it is a fifth of a start's time, and not every gateway has a Redis.
+    import redis.asyncio as redis_asyncio
+
     return redis_asyncio.Redis.from_url(
         url,
         decode_responses=True,
@@ -75,7 +79,7 @@ async def follow(feed: Feed, url: str, channel: str, name: str, metrics: LocalMe
                 reported = False
                 connected.set(1)
                 await _listen(feed, client, listening, pause)
-        except FAILURES as error:
+        except failures() as error:
             if not reported:
                 log.warning("%s: Redis is away, the last known holds: %s", words, error)
             reported = True

@@ -19,7 +19,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import jwt
 import msgspec
 
 from nexus.errors import NexusError
@@ -259,6 +258,8 @@ def _first_that_fits(
     any_audience: bool = False,
 ) -> dict[str, Any]:
     """The claims by the first key whose signature it is."""
+    import jwt
+
     options: dict[str, Any] = {**_OPTIONS, "require": required, "verify_aud": not any_audience}
     wrong: AuthError | None = None
     for key in keys:

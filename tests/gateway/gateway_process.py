@@ -164,6 +164,8 @@ class GatewayProcess:
             "tracing": {"enabled": False},
             "access_log": {"enabled": False},
             "breaker": {"enabled": False, "timeout_ms": 700},
+            # Without a Redis it would only look for one, and load what it takes for that.
+            "block_list": {"enabled": "redis" in self.overrides},
             "retry": {"delay_ms": 20},
             "timeouts": {"head": 1, "body_idle": 1, "keep_alive": 2, "connect": 1, "total": 4},
             "log": {"format": "json"},
