@@ -36,6 +36,7 @@ _SCENARIOS: Final = {
     "redis": "cacheproxy, pass-through",
     "redis-transactions": "cacheproxy, transactions",
     "redis-cached": "cacheproxy, near-cache",
+    "redis-workers": "cacheproxy, near-cache, a second worker",
     "http": "gateway, bare",
     "http-full": "gateway, everything on",
     "http-rejected": "gateway, refusing",

@@ -142,12 +142,15 @@ class RedisLoad:
     value_bytes: int = 64
     connections: int = 50
     keys: int = KEYS
+    #: Of the client; one cannot keep two workers busy.
+    threads: int = 1
 
     @property
     def name(self) -> str:
         more = "" if self.value_bytes == 64 else f", {self.value_bytes} bytes"
         more += "" if self.connections == 50 else f", {self.connections} connections"
         more += "" if self.keys == KEYS else f", {self.keys} keys"
+        more += "" if self.threads == 1 else f", {self.threads} client threads"
         return f"{self.command.upper()} P={self.pipeline}{more}"
 
     def run(self, port: int, size: float) -> LoadResult:
@@ -157,6 +160,8 @@ class RedisLoad:
         command += ["-c", str(self.connections), "-r", str(self.keys)]
         command += ["-d", str(self.value_bytes), "-P", str(self.pipeline)]
         command += ["-t", self.command, "-n", str(operations)]
+        if self.threads > 1:
+            command += ["--threads", str(self.threads)]
         return parse_redis(_run(command, 60), operations)
 
     def size(self, port: int, seconds: float) -> float:

@@ -190,12 +190,23 @@ SCENARIOS: Final = {
                 _cacheproxy("nexus, no policy"),
                 _cacheproxy("nexus, policy without a hit", policy="policy-no-hit.yaml"),
                 _cacheproxy("nexus, near-cache", policy="policy-always.yaml"),
-                _cacheproxy(
-                    "nexus, near-cache, 2 workers", "--workers", "2", policy="policy-always.yaml"
-                ),
             ),
             _cached_loads,
             "redis, direct",
+            ("redis-server", "redis-benchmark"),
+        ),
+        Scenario(
+            "redis-workers",
+            "Cacheproxy, near-cache, a second worker; the client has two threads, or a worker is "
+            "idle and is woken for every few commands",
+            _REDIS,
+            ("REDIS",),
+            (
+                _cacheproxy("nexus, 1 worker", policy="policy-always.yaml"),
+                _cacheproxy("nexus, 2 workers", "--workers", "2", policy="policy-always.yaml"),
+            ),
+            lambda: (RedisLoad("get", 1, threads=2), RedisLoad("get", 16, threads=2)),
+            "nexus, 1 worker",
             ("redis-server", "redis-benchmark"),
         ),
         Scenario(
