@@ -165,7 +165,9 @@ class RedisLoad:
         return parse_redis(_run(command, 60), operations)
 
     def size(self, port: int, seconds: float) -> float:
-        probe = self.run(port, _PROBE * (4 if self.pipeline > 1 else 1))
+        # With threads redis-benchmark looks only every quarter of a second whether it is done.
+        alone = replace(self, threads=1)
+        probe = alone.run(port, _PROBE * (4 if self.pipeline > 1 else 1))
         return max(_PROBE, int(probe.per_second * seconds))
 
     def fill(self, port: int) -> None:
