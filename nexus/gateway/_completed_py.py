@@ -11,7 +11,7 @@ from typing import Final
 from nexus.observability.record import RequestRecord
 from nexus.observability.redaction import wire_text
 from nexus.observability.stamp import Stamps
-from nexus.observability.tracecontext import RANDOM, SAMPLED, format_traceparent
+from nexus.observability.tracecontext import format_traceparent, trace_flags
 from nexus.wire import events
 
 __all__ = ["CompletedEncoder", "record_traceparent"]
@@ -54,5 +54,5 @@ def record_traceparent(record: RequestRecord) -> bytes:
     """The ``traceparent`` of the request's own span; ``b""`` where it has none."""
     if not record.trace_id or not record.span_id:
         return b""
-    flags = (SAMPLED if record.sampled else 0) | (RANDOM if record.random_id else 0)
+    flags = trace_flags(record.sampled, record.random_id)
     return format_traceparent(record.trace_id, record.span_id, flags)

@@ -2,6 +2,8 @@ cimport cython
 from nexus.gateway._primitives cimport Dice, drawn, low_bits, traceparent_line
 from nexus.gateway._request_c cimport ServedRequest
 
+cdef int _SAMPLED, _RANDOM
+
 
 cdef class Tracer:
     cdef bint _recording

@@ -45,6 +45,10 @@ if not cython.compiled:
 
 __all__ = ["Tracer"]
 
+# The same as C integers in the compiled module.
+_SAMPLED = SAMPLED
+_RANDOM = RANDOM
+
 
 class Tracer:
     """Decides sampling before anything is allocated for a span."""
@@ -84,8 +88,8 @@ class Tracer:
             trace_id, span_id, flags = parent
             request.trace_id = trace_id
             request.parent_span_id = span_id
-            request.random_id = flags & RANDOM != 0
-            request.sampled = self._sampled(request.trace_id, flags & SAMPLED != 0)
+            request.random_id = flags & _RANDOM != 0
+            request.sampled = self._sampled(request.trace_id, flags & _SAMPLED != 0)
             if tracestate:
                 request.tracestate = parse_tracestate((tracestate,))
         request.span_id = drawn(self._dice, 16)
@@ -98,7 +102,7 @@ class Tracer:
         return bool(self._sampler.decide(trace_id, parent))
 
     def _flags(self, request: ServedRequest) -> int:
-        return (SAMPLED if request.sampled else 0) | (RANDOM if request.random_id else 0)
+        return (_SAMPLED if request.sampled else 0) | (_RANDOM if request.random_id else 0)
 
     def outgoing(self, request: ServedRequest) -> bytes:
         """The field lines for the upstream; its parent is our client span where we have one."""

@@ -102,17 +102,22 @@ class Shared:
     keys: FileMemory
 
 
+def _limits_cluster(settings: GatewaySettings) -> bool:
+    """Whether a limit counts over all gateways, in Redis."""
+    rules = [*settings.rate_limits, *(r for one in settings.routes for r in one.rate_limits)]
+    return any(rule.scope == "cluster" for rule in rules)
+
+
 def _preload(settings: GatewaySettings) -> None:
     """Import before the fork what the workers will: once, and in memory that they share.
 
     What the settings have no use for is not imported at all, which is half of a start's time.
     """
-    clustered = [*settings.rate_limits, *(r for one in settings.routes for r in one.rate_limits)]
     wanted = {
         "jwt": settings.auth.enabled,
         "redis.asyncio": settings.auth.enabled
         or settings.block_list.enabled
-        or any(rule.scope == "cluster" for rule in clustered),
+        or _limits_cluster(settings),
         "dns.asyncresolver": bool(settings.discovery.dns),
         "nexus.net.producer": settings.kafka.enabled,
         "nexus.observability.tracing": _sampling(settings) is not None,
@@ -387,8 +392,7 @@ class Gateway:
 
     def _share_limits(self, settings: GatewaySettings) -> None:
         """Redis is used from the first configuration on that has a limit of scope cluster."""
-        rules = [*settings.rate_limits, *(r for one in settings.routes for r in one.rate_limits)]
-        if self._cluster_limits is not None or all(rule.scope != "cluster" for rule in rules):
+        if self._cluster_limits is not None or not _limits_cluster(settings):
             return
         limiter = self._phases.limiter
         limits = ClusterLimits(

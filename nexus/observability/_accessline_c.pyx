@@ -2,9 +2,10 @@
 
 import json
 import os
+from select import PIPE_BUF
 
 from nexus import clock
-from nexus.observability._accessline_py import PIPE_BUF, shown_agent, shown_id
+from nexus.observability._accessline_py import shown_agent, shown_id
 from nexus.observability.redaction import wire_text
 
 from cpython.mem cimport PyMem_Free

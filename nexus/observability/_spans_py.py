@@ -31,7 +31,7 @@ from nexus.observability.otlpwire import (
 )
 from nexus.observability.record import RequestRecord
 from nexus.observability.redaction import redact_target, redact_text, wire_text
-from nexus.observability.tracecontext import RANDOM, SAMPLED, new_span_id, new_trace_id
+from nexus.observability.tracecontext import new_span_id, new_trace_id, trace_flags
 
 __all__ = ["SpanEncoder", "encoded_resource", "peer_of"]
 
@@ -47,10 +47,6 @@ _IS_REMOTE: Final = 0x200
 _MAX_URL_CHARS: Final = 2048
 
 _Attributes = list[bytes]  # encoded
-
-
-def _trace_flags(record: RequestRecord) -> int:
-    return (SAMPLED if record.sampled else 0) | (RANDOM if record.random_id else 0)
 
 
 class SpanEncoder:
@@ -83,7 +79,7 @@ class SpanEncoder:
             span_id=span_id,
             parent_id=bytes.fromhex(record.parent_span_id),
             tracestate=record.tracestate.decode("latin-1"),
-            flags=_HAS_IS_REMOTE | remote | _trace_flags(record),
+            flags=_HAS_IS_REMOTE | remote | trace_flags(record.sampled, record.random_id),
             name=f"{method} {record.route}" if record.route else method,
             kind=KIND_SERVER,
             start_ns=record.started_ns,
@@ -176,7 +172,7 @@ class SpanEncoder:
             span_id=bytes.fromhex(span_id or new_span_id()),
             parent_id=parent_id,
             tracestate=record.tracestate.decode("latin-1"),
-            flags=_HAS_IS_REMOTE | _trace_flags(record),
+            flags=_HAS_IS_REMOTE | trace_flags(record.sampled, record.random_id),
             name="upstream.proxy",
             kind=KIND_CLIENT,
             start_ns=start,

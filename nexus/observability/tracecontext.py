@@ -22,6 +22,7 @@ __all__ = [
     "new_trace_id",
     "parse_traceparent",
     "parse_tracestate",
+    "trace_flags",
 ]
 
 #: Bits of the trace flags.
@@ -102,6 +103,11 @@ def _parse_unusual(value: bytes) -> tuple[str, str, int] | None:
 def format_traceparent(trace_id: str, span_id: str, flags: int) -> bytes:
     """The field value to send on, version 00; ``flags`` of those that are known."""
     return b"00-%b-%b-%02x" % (trace_id.encode(), span_id.encode(), flags)
+
+
+def trace_flags(sampled: bool, random_id: bool) -> int:
+    """The flags as bits."""
+    return (SAMPLED if sampled else 0) | (RANDOM if random_id else 0)
 
 
 def parse_tracestate(values: Iterable[bytes]) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from gateway_process import BACKENDS, GatewayProcess, check_backend
 from gateway_upstream import Upstream
+from recording_upstream import RecordingUpstream
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,15 @@ def upstream_b() -> Iterator[Upstream]:
     upstream = Upstream("b").start()
     yield upstream
     upstream.stop()
+
+
+@pytest.fixture
+def recording_upstream() -> Iterator[RecordingUpstream]:
+    """One that writes down all that it is sent, of which nothing may be malformed."""
+    upstream = RecordingUpstream().start()
+    yield upstream
+    upstream.stop()
+    assert upstream.errors == []
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

@@ -16,19 +16,11 @@ from nexus._speedups import BACKEND
 
 
 @pytest.fixture
-def upstream() -> Iterator[RecordingUpstream]:
-    started = RecordingUpstream().start()
-    started.answers["/slow"] = Answer((b"", OK), pause=0.5)
-    yield started
-    started.stop()
-
-
-@pytest.fixture
-def gateway(tmp_path: Path, upstream: RecordingUpstream) -> Iterator[GatewayProcess]:
+def gateway(tmp_path: Path, recording_upstream: RecordingUpstream) -> Iterator[GatewayProcess]:
     started = GatewayProcess(
         tmp_path,
         "py" if BACKEND == "pure" else "c",
-        [upstream.url],
+        [recording_upstream.url],
         {
             "retry": {"max_attempts": 1},
             "breaker": {"timeout_ms": 1500},
@@ -40,12 +32,13 @@ def gateway(tmp_path: Path, upstream: RecordingUpstream) -> Iterator[GatewayProc
 
 
 def test_no_deadline_passes_while_the_gateway_is_stopped(
-    gateway: GatewayProcess, upstream: RecordingUpstream
+    gateway: GatewayProcess, recording_upstream: RecordingUpstream
 ) -> None:
+    recording_upstream.answers["/slow"] = Answer((b"", OK), pause=0.5)
     clients = [Client(gateway.port, 30) for _ in range(3)]
     waits, sends_head, sends_body = clients
     waits.send(b"GET /api/slow HTTP/1.1\r\nHost: a\r\n\r\n")
-    assert wait_until(lambda: upstream.requests, 10)
+    assert wait_until(lambda: recording_upstream.requests, 10)
     sends_head.send(b"GET /api/a HTTP/1.1\r\n")
     sends_body.send(b"POST /api/b HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbo")
     time.sleep(0.1)  # read, or all of it would be new when the worker goes on
