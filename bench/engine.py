@@ -21,12 +21,21 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import hiredis
 
-__all__ = ["EngineError", "Outcome", "Replies", "drive", "http_replies", "resp_replies"]
+__all__ = [
+    "Crowd",
+    "EngineError",
+    "Outcome",
+    "Replies",
+    "drive",
+    "http_replies",
+    "resp_replies",
+]
 
 _READ: Final = 1 << 18
 #: A reply that takes longer than this is a failure of the run.
@@ -151,59 +160,77 @@ def drive(
     ``rate`` is the open loop's operations per second; ``None`` keeps every connection busy.
     Raises :class:`EngineError`, ``OSError``.
     """
-    pool: list[_Connection] = []
-    try:
-        for _ in range(connections):
-            pool.append(_Connection(port, replies()))  # noqa: PERF401  (closed also if one fails)
-        return _run(pool, requests, operations, rate, random.Random(seed))
-    finally:
-        for connection in pool:
+    with closing(Crowd(port, requests, replies, connections=connections, seed=seed)) as crowd:
+        return crowd.run(operations, rate)
+
+
+class Crowd:
+    """Connections to one service, for as many runs as are wanted; see :func:`drive`."""
+
+    def __init__(
+        self,
+        port: int,
+        requests: Sequence[tuple[bytes, int]],
+        replies: Callable[[], Replies],
+        *,
+        connections: int,
+        seed: int = 1,
+    ) -> None:
+        self._requests = requests
+        self._random = random.Random(seed)
+        self._sent = 0
+        self._pool: list[_Connection] = []
+        try:
+            for _ in range(connections):
+                self._pool.append(_Connection(port, replies()))  # closed also if one fails
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connections."""
+        for connection in self._pool:
             connection.socket.close()
 
-
-def _run(
-    pool: list[_Connection],
-    requests: Sequence[tuple[bytes, int]],
-    operations: int,
-    rate: float | None,
-    rng: random.Random,
-) -> Outcome:
-    clock = time.perf_counter
-    idle = deque(pool)
-    busy: dict[int, _Connection] = {}
-    waiting: deque[float] = deque()
-    latencies: list[float] = []
-    begun = due = clock()
-    drawn = sent = 0
-    while len(latencies) < operations:
-        now = clock()
-        if rate is None:
-            ready = min(len(idle), operations - drawn)
-            waiting.extend([now] * ready)
-            drawn += ready
-        else:
-            while drawn < operations and due <= now:
-                waiting.append(due)
-                due += rng.expovariate(rate)
-                drawn += 1
-        while waiting and idle:
-            connection = idle.popleft()
-            request, count = requests[sent % len(requests)]
-            sent += 1
-            connection.begin(request, count, waiting.popleft())
-            busy[connection.fileno()] = connection
-        patience = _PATIENCE
-        if rate is not None and drawn < operations:
-            patience = max(0.0, due - clock())
-        readable, _, _ = select.select(list(busy), [], [], patience)
-        if not readable and patience == _PATIENCE:
-            raise EngineError(f"no reply for {_PATIENCE:g} s")
-        for descriptor in readable:
-            connection = busy[descriptor]
-            if connection.take():
-                latencies.append(clock() - connection.due)
-                del busy[descriptor]
-                idle.append(connection)
-    took = clock() - begun
-    latencies.sort()
-    return Outcome(took, latencies)
+    def run(self, operations: int, rate: float | None) -> Outcome:
+        """That many more operations; no reply is missing at the end."""
+        clock = time.perf_counter
+        requests, draw = self._requests, self._random.expovariate
+        idle = deque(self._pool)
+        busy: dict[int, _Connection] = {}
+        waiting: deque[float] = deque()
+        latencies: list[float] = []
+        begun = due = clock()
+        drawn = 0
+        while len(latencies) < operations:
+            now = clock()
+            if rate is None:
+                ready = min(len(idle), operations - drawn)
+                waiting.extend([now] * ready)
+                drawn += ready
+            else:
+                while drawn < operations and due <= now:
+                    waiting.append(due)
+                    due += draw(rate)
+                    drawn += 1
+            while waiting and idle:
+                connection = idle.popleft()
+                request, count = requests[self._sent % len(requests)]
+                self._sent += 1
+                connection.begin(request, count, waiting.popleft())
+                busy[connection.fileno()] = connection
+            patience = _PATIENCE
+            if rate is not None and drawn < operations:
+                patience = max(0.0, due - clock())
+            readable, _, _ = select.select(list(busy), [], [], patience)
+            if not readable and patience == _PATIENCE:
+                raise EngineError(f"no reply for {_PATIENCE:g} s")
+            for descriptor in readable:
+                connection = busy[descriptor]
+                if connection.take():
+                    latencies.append(clock() - connection.due)
+                    del busy[descriptor]
+                    idle.append(connection)
+        took = clock() - begun
+        latencies.sort()
+        return Outcome(took, latencies)

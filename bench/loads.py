@@ -1,7 +1,8 @@
 """Loads: what is asked of a target, by redis-benchmark, wrk, or :mod:`bench.engine`.
 
 Each has a ``name``, ``size(port, seconds)``, how much work takes about that long (it also warms
-up), and ``run(port, size)``.
+up), ``run(port, size)``, and ``client(port, size, turns)``, which does the same in turns
+(:mod:`bench.turns`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from bench.engine import EngineError, drive, http_replies, resp_replies
+from bench.engine import Crowd, EngineError, drive, http_replies, resp_replies
+from bench.turns import Client, CrowdClient, StoppedClient
 from loadtests.zipf import Zipf
 from nexus.wire.resp import encode_command
 
@@ -68,6 +70,8 @@ class Load(Protocol):
     def size(self, port: int, seconds: float) -> float: ...
 
     def run(self, port: int, size: float) -> LoadResult: ...
+
+    def client(self, port: int, size: float, turns: int) -> Client: ...
 
 
 def parse_redis(output: str, operations: int) -> LoadResult:
@@ -155,14 +159,25 @@ class RedisLoad:
 
     def run(self, port: int, size: float) -> LoadResult:
         """That many requests."""
+        return parse_redis(_run(self._command(port, int(size)), 60), int(size))
+
+    def client(self, port: int, size: float, turns: int) -> Client:  # noqa: ARG002
+        """That many requests, in however many turns."""
         operations = int(size)
+
+        def read(output: str) -> tuple[int, int]:
+            return parse_redis(output, operations).operations, 0
+
+        return StoppedClient(self._command(port, operations), read)
+
+    def _command(self, port: int, operations: int) -> list[str]:
         command = ["redis-benchmark", "-h", "127.0.0.1", "-p", str(port)]
         command += ["-c", str(self.connections), "-r", str(self.keys)]
         command += ["-d", str(self.value_bytes), "-P", str(self.pipeline)]
         command += ["-t", self.command, "-n", str(operations)]
         if self.threads > 1:
             command += ["--threads", str(self.threads)]
-        return parse_redis(_run(command, 60), operations)
+        return command
 
     def size(self, port: int, seconds: float) -> float:
         # With threads redis-benchmark looks only every quarter of a second whether it is done.
@@ -208,9 +223,23 @@ class WrkLoad:
         with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
             script.write(self.script())
             script.flush()
-            command = ["wrk", "-t1", f"-c{self.connections}", "-d300s", "--latency"]
-            command += ["-s", script.name, f"http://127.0.0.1:{port}{self.path}"]
-            return parse_wrk(_run(command, size, interrupt=True))
+            return parse_wrk(_run(self._command(port, script.name), size, interrupt=True))
+
+    def client(self, port: int, size: float, turns: int) -> Client:  # noqa: ARG002
+        """That many seconds of turns."""
+
+        def read(output: str) -> tuple[int, int]:
+            result = parse_wrk(output)
+            return result.operations, result.refused
+
+        script = tempfile.NamedTemporaryFile("w", suffix=".lua")  # noqa: SIM115  (the client's)
+        script.write(self.script())
+        script.flush()
+        return StoppedClient(self._command(port, script.name), read, size, holds=script)
+
+    def _command(self, port: int, script: str) -> list[str]:
+        command = ["wrk", "-t1", f"-c{self.connections}", "-d3000s", "--latency", "--timeout=60s"]
+        return [*command, "-s", script, f"http://127.0.0.1:{port}{self.path}"]
 
     def size(self, port: int, seconds: float) -> float:
         # Hundreds of connections take a while to be opened.
@@ -244,6 +273,20 @@ def _driven(
     return LoadResult(operations, operations / outcome.seconds, p50, p99, p999)
 
 
+def _crowd(
+    load: StreamLoad | OpenLoad,
+    port: int,
+    size: float,
+    turns: int,
+    rate: float | None = None,
+    *,
+    http: bool = False,
+) -> Client:
+    replies = http_replies if http else resp_replies
+    crowd = Crowd(port, load.requests, replies, connections=load.connections)
+    return CrowdClient(crowd, int(size), max(1, int(size) // turns), rate)
+
+
 @dataclass(frozen=True)
 class StreamLoad:
     """Prepared RESP requests over 50 connections, each with one operation in flight."""
@@ -255,6 +298,10 @@ class StreamLoad:
     def run(self, port: int, size: float) -> LoadResult:
         """That many operations."""
         return _driven(self, port, int(size))
+
+    def client(self, port: int, size: float, turns: int) -> Client:
+        """That many operations."""
+        return _crowd(self, port, size, turns)
 
     def size(self, port: int, seconds: float) -> float:
         return max(_PROBE, int(self.run(port, _PROBE).per_second * seconds))
@@ -276,6 +323,10 @@ class OpenLoad:
     def run(self, port: int, size: float) -> LoadResult:
         """That many operations."""
         return _driven(self, port, int(size), self.rate, http=self.http)
+
+    def client(self, port: int, size: float, turns: int) -> Client:
+        """That many operations."""
+        return _crowd(self, port, size, turns, self.rate, http=self.http)
 
     def size(self, port: int, seconds: float) -> float:
         self.run(port, max(50.0, self.rate / 4))

@@ -7,12 +7,12 @@
     python -m bench.peers --agree A B      do two runs (files or directories) agree within 10 %?
 
 Every peer runs as one process with one worker thread, with the configuration in ``bench/peers/``;
-the scenarios are in :mod:`bench.scenarios`. All are started, and every round puts them all under
-the load, half a second each: a virtual machine's speed may double within minutes, but it hardly
-changes within a second. So each peer runs right before or right after the reference
-(:func:`groups`), and its ratio is the median over the rounds of the ratios to *that* run. Besides:
-rate, p50, p99, p99.9, CPU of the proxy and of what is behind it per operation (user + system, all
-threads of a service summed), memory (PSS) after the load, all medians over the rounds. JSON,
+the scenarios are in :mod:`bench.scenarios`. Every round starts all afresh (where a process's memory
+happens to lie moves its cost by a tenth and more), and puts each under each load twice: alone for
+half a second, which gives the latencies, and then in turns of a tenth of a second with all others
+(:mod:`bench.turns`), which gives the rate and the CPU of the proxy and of what is behind it per
+operation (user + system, all threads of a service summed). Ratios are those of all rounds' CPU per
+operation; everything else is a median over the rounds, memory (PSS) that after the load. JSON,
 Markdown and a chart go to ``bench/results/``. A peer that is not installed is named and left out.
 """
 
@@ -22,81 +22,105 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from bench.loads import Load, LoadError, RedisLoad
+from bench.engine import EngineError
+from bench.loads import Load, LoadError, LoadResult, RedisLoad
 from bench.processes import ProcessError
 from bench.record import RESULTS, about
 from bench.report import AGREEMENT, Row, disagreements, ratios_of, write
 from bench.scenarios import SCENARIOS, Scenario
 from bench.stage import SOURCES, Stage, Target, which
+from bench.turns import TURN, Contender, in_turns
 
-__all__ = ["groups", "main"]
+__all__ = ["main"]
 
 _ROOT = Path(__file__).resolve().parents[1]
+#: Turns of every peer in a round, in runs of its own.
+_TURNS: Final = 2
+#: Of a run, to warm up what was started afresh.
+_WARM: Final = 0.2
 #: Of a load that is to be refused: a bucket may still hold a token.
 _LET_THROUGH = 0.001
 
 
-def _measure(target: Target, load: Load, size: float, group: int) -> Row:
-    backend_before = target.backend.cpu_seconds()
-    proxy_before = target.proxy.cpu_seconds() if target.proxy else 0.0
-    result = load.run(target.port, size)
-    if not result.operations:
+#: Runs, and peers that are not installed: name → why.
+Found = tuple[list[Row], dict[str, str]]
+
+
+def _check(target: Target, operations: int, refused: int) -> None:
+    """Raise :class:`LoadError` where the replies are not those that were wanted."""
+    if not operations:
         raise LoadError(f"{target.name}: no reply within a run; make it longer: --seconds")
-    answered = result.operations - result.refused
-    if result.refused if not target.refuses else answered > result.operations * _LET_THROUGH:
-        raise LoadError(
-            f"{target.name}: {result.refused} of {result.operations} replies were refusals"
-        )
-    proxy = (target.proxy.cpu_seconds() - proxy_before) if target.proxy else None
-    backend = target.backend.cpu_seconds() - backend_before
-    return Row(
-        target=target.name,
-        load=load.name,
-        per_second=result.per_second,
-        p50_ms=result.p50_ms,
-        p99_ms=result.p99_ms,
-        p999_ms=result.p999_ms,
-        proxy_us=None if proxy is None else proxy * 1e6 / result.operations,
-        backend_us=backend * 1e6 / result.operations,
-        memory_mib=(target.proxy or target.backend).memory_mib(),
-        group=group,
+    answered = operations - refused
+    if refused if not target.refuses else answered > operations * _LET_THROUGH:
+        raise LoadError(f"{target.name}: {refused} of {operations} replies were refusals")
+
+
+def _round(
+    targets: Sequence[Target], load: Load, sizes: Mapping[tuple[str, str], float], turns: int
+) -> list[Row]:
+    alone: dict[str, LoadResult] = {}
+    for target in targets:
+        result = alone[target.name] = load.run(target.port, sizes[load.name, target.name])
+        _check(target, result.operations, result.refused)
+    shares = in_turns(
+        {
+            target.name: Contender(
+                load.client(target.port, sizes[load.name, target.name] * _TURNS, turns),
+                target.proxy,
+                target.backend,
+            )
+            for target in targets
+        }
     )
-
-
-def groups(names: Sequence[str], reference: str) -> list[list[str]]:
-    """What runs in one go: the reference between two others, as often as it takes."""
-    others = [name for name in names if name != reference]
-    if reference not in names:
-        return [others]
-    return [
-        [name for name in (first, reference, second) if name]
-        for first, second in zip_longest(others[::2], others[1::2])
-    ] or [[reference]]
-
-
-def _compare(stage: Stage, rounds: int, seconds: float) -> list[Row]:
-    rows: list[Row] = []
-    targets = {target.name: target for target in stage.targets}
-    turns = groups(list(targets), stage.scenario.reference)
-    for load in stage.scenario.loads():
-        if stage.scenario.redis:
-            filler = load if isinstance(load, RedisLoad) else RedisLoad("get", 1)
-            filler.fill(stage.targets[0].port)
-        sizes = {target.name: load.size(target.port, seconds) for target in stage.targets}
-        for number in range(rounds):
-            for turn, names in enumerate(turns):
-                # There and back: what changes steadily meanwhile cancels out.
-                for name in names if number % 2 == 0 else names[::-1]:
-                    group = number * len(turns) + turn
-                    row = _measure(targets[name], load, sizes[name], group)
-                    rows.append(row)
-                    print(f"{number + 1}/{rounds} {row}", flush=True)
+    rows = []
+    for target in targets:
+        result, share = alone[target.name], shares[target.name]
+        _check(target, share.operations, share.refused)
+        rows.append(
+            Row(
+                target=target.name,
+                load=load.name,
+                per_second=share.per_second,
+                p50_ms=result.p50_ms,
+                p99_ms=result.p99_ms,
+                p999_ms=result.p999_ms,
+                proxy_us=share.proxy_us,
+                backend_us=share.backend_us,
+                memory_mib=(target.proxy or target.backend).memory_mib(),
+            )
+        )
     return rows
+
+
+def _compare(scenario: Scenario, only: Sequence[str], rounds: int, seconds: float) -> Found:
+    rows: list[Row] = []
+    skipped: dict[str, str] = {}
+    sizes: dict[tuple[str, str], float] = {}
+    turns = max(1, round(seconds * _TURNS / TURN))
+    loads = scenario.loads()
+    for number in range(rounds):
+        with Stage(scenario, only) as stage:
+            skipped |= stage.skipped
+            # There and back: what changes steadily meanwhile cancels out.
+            targets = stage.targets if number % 2 == 0 else stage.targets[::-1]
+            for load in loads:
+                if scenario.redis:
+                    filler = load if isinstance(load, RedisLoad) else RedisLoad("get", 1)
+                    filler.fill(stage.targets[0].port)
+                for target in targets:
+                    if size := sizes.get((load.name, target.name)):
+                        load.run(target.port, size * _WARM)
+                    else:
+                        sizes[load.name, target.name] = load.size(target.port, seconds)
+                for row in _round(targets, load, sizes, turns):
+                    rows.append(replace(row, group=number))
+                    print(f"{number + 1}/{rounds} {row}", flush=True)
+    return rows, skipped
 
 
 def _missing(scenario: Scenario) -> list[str]:
@@ -108,8 +132,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="default: all; see --list")
     parser.add_argument("--list", action="store_true", help="the scenarios, their peers and loads")
     parser.add_argument("--quick", action="store_true", help="two rounds: does it run")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each run")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each run alone")
     parser.add_argument("--only", default="", help="peers whose names begin so, comma-separated")
     parser.add_argument("--results", type=Path, help="directory; bench/results, quick: build/bench")
     parser.add_argument("--agree", nargs=2, type=Path, metavar="PATH", help="compare two results")
@@ -165,11 +189,9 @@ def _run(scenario: Scenario, options: argparse.Namespace) -> int:
         print(f"bench.peers: {scenario.name}: missing: {', '.join(missing)}", file=sys.stderr)
         return 2
     try:
-        with Stage(scenario, [name for name in options.only.split(",") if name]) as stage:
-            for name, why in stage.skipped.items():
-                print(f"left out: {name}: {why}", file=sys.stderr)
-            rows = _compare(stage, options.rounds, options.seconds)
-    except (ProcessError, LoadError) as error:
+        only = [name for name in options.only.split(",") if name]
+        rows, skipped = _compare(scenario, only, options.rounds, options.seconds)
+    except (ProcessError, LoadError, EngineError, OSError) as error:
         print(f"bench.peers: {scenario.name}: {error}", file=sys.stderr)
         return 1
     document = {
@@ -180,8 +202,10 @@ def _run(scenario: Scenario, options: argparse.Namespace) -> int:
         "rounds": options.rounds,
         "seconds": options.seconds,
         "quick": options.quick,
-        "left_out": stage.skipped,
+        "left_out": skipped,
     }
+    for name, why in skipped.items():
+        print(f"left out: {name}: {why}", file=sys.stderr)
     for path in write(options.results, document, rows):
         print(path)
     return 0

@@ -107,13 +107,13 @@ class Process:
             found.extend(children.get(pid, []))
         return found
 
-    def cpu_seconds(self) -> float:
-        """User and system time of all threads that are alive, of all processes.
+    def cpu_seconds(self, pids: Sequence[int] | None = None) -> float:
+        """User and system time of all threads that are alive, of all processes or of ``pids``.
 
         To the nanosecond from ``schedstat``, so that runs of half a second can be compared; to the
         kernel's tick (10 ms) where it keeps none.
         """
-        return sum(_cpu_seconds(pid) for pid in self.pids())
+        return sum(_cpu_seconds(pid) for pid in pids or self.pids())
 
     def memory_mib(self) -> float:
         """Proportional set size: what all processes hold, shared pages counted once."""
