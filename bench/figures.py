@@ -80,7 +80,7 @@ def _taken(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, document in documents.items():
         told = (
             f"{document['taken'][:10]}, {document['machine']}, Python {document['python']}; "
-            f"medians of {document['rounds']} alternating runs of {document['seconds']:g} s"
+            f"{document['rounds']} rounds"
         )
         groups.setdefault(told, []).append(name)
     return [f"{', '.join(names)}: {told}." for told, names in groups.items()]

@@ -5,10 +5,11 @@
     python -m bench.growth [AXIS…] [--quick] [--rounds N] [--seconds S]
     python -m bench.growth --list
 
-All points of an axis are up at the same time, each a service of its own, and rounds alternate over
-them: a machine whose speed changes meanwhile does it to all. Reported are medians: rate, CPU of the
-service per operation, the same as a multiple of the first point's in the same round, memory
-afterwards. A flat line is the wish. JSON, Markdown and a chart go to ``bench/results/growth.*``.
+All points of an axis are up at the same time, each a service of its own, and take turns of a tenth
+of a second (:mod:`bench.turns`): a machine whose speed changes meanwhile does it to all. Every
+round starts them afresh. Reported are the CPU of the service per operation as a multiple of the
+first point's, over all rounds, and medians of that CPU, the rate, and memory afterwards. A flat
+line is the wish. JSON, Markdown and a chart go to ``bench/results/growth.*``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from bench.processes import ProcessError
 from bench.record import RESULTS, about, dumped, rounded, taken_on
 from bench.scenarios import SCENARIOS, Peer
 from bench.stage import SOURCES, Stage, which
+from bench.turns import TURN, Contender, in_turns
 
 __all__ = ["AXES", "Axis", "Point", "main", "points_of"]
 
@@ -49,7 +51,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """Medians: operations per second, CPU µs per operation, multiple of the first point's, MiB."""
+    """Operations per second, CPU µs per operation, multiple of the first point's, MiB."""
 
     axis: str
     n: int
@@ -141,27 +143,36 @@ AXES: Final = {
 def _measure(axis: Axis, rounds: int, seconds: float) -> list[Point]:
     chosen = {n: axis.point(n) for n in axis.points}
     peers = tuple(replace(peer, name=f"n={n}") for n, (peer, _) in chosen.items())
+    scenario = replace(SCENARIOS[axis.scenario], peers=peers)
     rates: dict[int, list[float]] = {n: [] for n in chosen}
     costs: dict[int, list[float]] = {n: [] for n in chosen}
-    with Stage(replace(SCENARIOS[axis.scenario], peers=peers), ()) as stage:
-        backend, *targets = stage.targets
-        running = [
-            (n, load, target, target.proxy)
-            for (n, (_, load)), target in zip(chosen.items(), targets, strict=True)
-            if target.proxy is not None
-        ]
-        sizes = {}
-        for n, load, target, _ in running:
-            if isinstance(load, RedisLoad):
-                load.fill(backend.port)
-            sizes[n] = load.size(target.port, seconds)
-        for number in range(rounds):
-            for n, load, target, proxy in running if number % 2 == 0 else running[::-1]:
-                before = proxy.cpu_seconds()
-                result = load.run(target.port, sizes[n])
-                costs[n].append((proxy.cpu_seconds() - before) * 1e6 / result.operations)
-                rates[n].append(result.per_second)
-        memory = {n: proxy.memory_mib() for n, _, _, proxy in running}
+    memory: dict[int, list[float]] = {n: [] for n in chosen}
+    turns = max(1, round(seconds / TURN))
+    for number in range(rounds):
+        with Stage(scenario, ()) as stage:
+            backend, *targets = stage.targets
+            running = dict(zip(chosen, targets, strict=True))
+            sizes = {}
+            for n, target in running.items():
+                load = chosen[n][1]
+                if isinstance(load, RedisLoad):
+                    load.fill(backend.port)
+                sizes[n] = load.size(target.port, seconds)
+            order = list(chosen) if number % 2 == 0 else list(chosen)[::-1]
+            shares = in_turns(
+                {
+                    n: Contender(
+                        chosen[n][1].client(running[n].port, sizes[n], turns),
+                        running[n].proxy,
+                        backend.backend,
+                    )
+                    for n in order
+                }
+            )
+            for n, share in shares.items():
+                costs[n].append(share.proxy_us or 0.0)
+                rates[n].append(share.per_second)
+                memory[n].append(running[n].service.memory_mib())
     first = costs[axis.points[0]]
     return [
         Point(
@@ -169,8 +180,8 @@ def _measure(axis: Axis, rounds: int, seconds: float) -> list[Point]:
             n,
             median(rates[n]),
             median(costs[n]),
-            median(cost / base for cost, base in zip(costs[n], first, strict=True)),
-            memory[n],
+            sum(costs[n]) / sum(first),
+            median(memory[n]),
         )
         for n in axis.points
     ]
@@ -179,8 +190,8 @@ def _measure(axis: Axis, rounds: int, seconds: float) -> list[Point]:
 def markdown(document: Mapping[str, Any], points: Sequence[Point]) -> str:
     """A table for each axis."""
     how = (
-        f"{taken_on(document)}; medians of {document['rounds']} alternating runs of "
-        f"{document['seconds']} s. Command: `python -m bench.growth`"
+        f"{taken_on(document)}; {document['rounds']} starts, each point {document['seconds']:g} s "
+        f"in turns of {TURN:g} s. Command: `python -m bench.growth`"
     )
     text = ["# Cost as the work grows", "", how]
     if document["quick"]:
@@ -226,8 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("axes", nargs="*", metavar="AXIS", help="default: all; see --list")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--quick", action="store_true", help="two rounds: does it run")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each point, in turns")
     parser.add_argument("--results", type=Path, help="directory; bench/results, quick: build/bench")
     options = parser.parse_args(arguments)
     if options.list:

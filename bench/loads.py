@@ -183,7 +183,8 @@ class RedisLoad:
         # With threads redis-benchmark looks only every quarter of a second whether it is done.
         alone = replace(self, threads=1)
         probe = alone.run(port, _PROBE * (4 if self.pipeline > 1 else 1))
-        return max(_PROBE, int(probe.per_second * seconds))
+        # Enough for each connection that opening it does not count.
+        return max(_PROBE, 50 * self.connections, int(probe.per_second * seconds))
 
     def fill(self, port: int) -> None:
         """Write the keys, so that GETs find them: 20 random writes for each leave none out."""

@@ -91,7 +91,7 @@ def _round(
                 p999_ms=result.p999_ms,
                 proxy_us=share.proxy_us,
                 backend_us=share.backend_us,
-                memory_mib=(target.proxy or target.backend).memory_mib(),
+                memory_mib=target.service.memory_mib(),
             )
         )
     return rows

@@ -6,8 +6,8 @@
     python -m bench.pillars --gateway    a gateway under load, pillars on alternating with none
 
 The first compares like with like in one process, least time of many rounds. The second is CPU time
-(user and system) of the gateway per request, medians over rounds that alternate all configurations;
-needs nginx and wrk.
+(user and system) of the gateway per request: all configurations take turns of a tenth of a second
+(:mod:`bench.turns`), and every round starts them afresh; needs nginx and wrk.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from bench.kernels_services import record
 from bench.loads import WrkLoad
 from bench.processes import Process, free_ports
 from bench.record import RESULTS, about, dumped, rounded
+from bench.turns import TURN, Contender, in_turns
 from nexus._speedups import BACKEND
 from nexus.observability.accessline import AccessLineEncoder
 from nexus.observability.exposition import render
@@ -208,63 +209,68 @@ def in_process() -> dict[str, dict[str, float]]:
 
 def _gateway(rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Of each configuration: µs CPU per request, that and requests per second ÷ those of bare."""
-    peers = Path(__file__).with_name("peers")
     load = WrkLoad("all", "/api/products")
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        directory.chmod(0o755)
-        web_a, web_b, otlp = free_ports(3)
-        text = (peers / "nginx-upstream.conf").read_text()
-        for name, value in {"DIR": directory, "WEB_A": web_a, "WEB_B": web_b, "OTLP": otlp}.items():
-            text = text.replace(f"@{name}@", str(value))
-        (directory / "nginx.conf").write_text(text)
-        nginx = ["nginx", "-e", "stderr", "-c", str(directory / "nginx.conf")]
-        stack.enter_context(Process("nginx", nginx, directory)).wait_for(lambda: _answers(web_a))
-        services = [{"url": f"http://127.0.0.1:{port}", "weight": 1} for port in (web_a, web_b)]
-        (directory / "services.json").write_text(json.dumps({"services": services}))
-        running: dict[str, tuple[Process, int]] = {}
-        for name, extra in GATEWAYS.items():
-            port, admin = free_ports(2)
-            off = {"enabled": False}
-            parts = ["rate_limit", "auth", "envelope", "kafka", "block_list", "breaker"]
-            parts += ["tracing", "access_log", "metrics"]
-            settings: dict[str, Any] = {part: dict(off) for part in parts} | extra
-            settings |= {"services_file": "services.json"}
-            settings |= {"host": "127.0.0.1", "port": port, "admin_port": admin}
-            settings |= {"telemetry_entries": 0}
-            tracing = settings["tracing"] | {"otlp_endpoint": f"http://127.0.0.1:{otlp}"}
-            settings |= {"tracing": tracing}
-            slug = "".join(c if c.isalnum() else "-" for c in name)
-            (directory / f"{slug}.yaml").write_text(yaml.safe_dump(settings))
-            command = [sys.executable, "-m", "nexus.gateway", "--config", f"{slug}.yaml"]
-            process = stack.enter_context(Process(slug, command, directory))
-            process.wait_for(lambda port=port: _answers(port))  # type: ignore[misc]
-            running[name] = process, port
-        cpu: dict[str, list[float]] = {name: [] for name in running}
-        rate: dict[str, list[float]] = {name: [] for name in running}
-        for _, port in running.values():
-            load.size(port, seconds)  # warms up
-        for number in range(rounds):
-            for name in list(running) if number % 2 == 0 else list(running)[::-1]:
-                process, port = running[name]
-                before = process.cpu_seconds()
-                result = load.run(port, seconds)
-                cpu[name].append((process.cpu_seconds() - before) * 1e6 / result.operations)
-                rate[name].append(result.per_second)
+    turns = max(1, round(seconds / TURN))
+    cpu: dict[str, list[float]] = {name: [] for name in GATEWAYS}
+    rate: dict[str, list[float]] = {name: [] for name in GATEWAYS}
+    for number in range(rounds):
+        with ExitStack() as stack:
+            nginx, running = _start(stack)
+            for _, port in running.values():
+                load.size(port, seconds / 4)  # warms up
+            order = list(running) if number % 2 == 0 else list(running)[::-1]
+            clients = {name: load.client(running[name][1], seconds, turns) for name in order}
+            shares = in_turns(
+                {name: Contender(clients[name], running[name][0], nginx) for name in order}
+            )
+            for name, share in shares.items():
+                cpu[name].append(share.proxy_us or 0.0)
+                rate[name].append(share.per_second)
     return [
         {
             "on": name,
             "cpu_us": statistics.median(cpu[name]),
-            # Round by round, so that what the machine did meanwhile hits both sides.
-            "multiple": _ratio(cpu[name], cpu["bare"]),
-            "share": _ratio(rate[name], rate["bare"]),
+            "multiple": sum(cpu[name]) / sum(cpu["bare"]),
+            "share": sum(rate[name]) / sum(rate["bare"]),
         }
         for name in cpu
     ]
 
 
-def _ratio(ours: Sequence[float], bare: Sequence[float]) -> float:
-    return statistics.median(one / other for one, other in zip(ours, bare, strict=True))
+def _start(stack: ExitStack) -> tuple[Process, dict[str, tuple[Process, int]]]:
+    """The upstream, and for each configuration a gateway and its port."""
+    peers = Path(__file__).with_name("peers")
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    directory.chmod(0o755)
+    web_a, web_b, otlp = free_ports(3)
+    text = (peers / "nginx-upstream.conf").read_text()
+    for name, value in {"DIR": directory, "WEB_A": web_a, "WEB_B": web_b, "OTLP": otlp}.items():
+        text = text.replace(f"@{name}@", str(value))
+    (directory / "nginx.conf").write_text(text)
+    command = ["nginx", "-e", "stderr", "-c", str(directory / "nginx.conf")]
+    nginx = stack.enter_context(Process("nginx", command, directory))
+    nginx.wait_for(lambda: _answers(web_a))
+    services = [{"url": f"http://127.0.0.1:{port}", "weight": 1} for port in (web_a, web_b)]
+    (directory / "services.json").write_text(json.dumps({"services": services}))
+    running: dict[str, tuple[Process, int]] = {}
+    for name, extra in GATEWAYS.items():
+        port, admin = free_ports(2)
+        off = {"enabled": False}
+        parts = ["rate_limit", "auth", "envelope", "kafka", "block_list", "breaker"]
+        parts += ["tracing", "access_log", "metrics"]
+        settings: dict[str, Any] = {part: dict(off) for part in parts} | extra
+        settings |= {"services_file": "services.json"}
+        settings |= {"host": "127.0.0.1", "port": port, "admin_port": admin}
+        settings |= {"telemetry_entries": 0}
+        tracing = settings["tracing"] | {"otlp_endpoint": f"http://127.0.0.1:{otlp}"}
+        settings |= {"tracing": tracing}
+        slug = "".join(c if c.isalnum() else "-" for c in name)
+        (directory / f"{slug}.yaml").write_text(yaml.safe_dump(settings))
+        command = [sys.executable, "-m", "nexus.gateway", "--config", f"{slug}.yaml"]
+        process = stack.enter_context(Process(slug, command, directory))
+        process.wait_for(lambda port=port: _answers(port))  # type: ignore[misc]
+        running[name] = process, port
+    return nginx, running
 
 
 def _answers(port: int) -> bool:
@@ -282,8 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; 1 where a tool is missing."""
     parser = argparse.ArgumentParser(prog="python -m bench.pillars", description=__doc__)
     parser.add_argument("--gateway", action="store_true", help="a gateway under load")
-    parser.add_argument("--rounds", type=int, default=12, metavar="N", help="default: 12")
-    parser.add_argument("--seconds", type=float, default=0.5, metavar="S", help="of one run")
+    parser.add_argument("--rounds", type=int, default=8, metavar="N", help="default: 8")
+    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="of each, in turns")
     parser.add_argument("--record", action="store_true", help="write bench/results/pillars*.json")
     options = parser.parse_args(arguments)
     if not options.gateway:

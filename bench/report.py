@@ -35,8 +35,8 @@ class Row:
     """One run of one load against one target; also a median of such runs.
 
     ``proxy_us`` and ``backend_us`` are CPU microseconds per operation; ``proxy_us`` is None where
-    the backend was loaded directly. Runs of one load with the same ``group`` took place right after
-    one another.
+    the backend was loaded directly. Runs of one load with the same ``group`` took turns with one
+    another.
     """
 
     target: str
@@ -69,8 +69,7 @@ class Ratio:
     """CPU per operation as a multiple of the reference's.
 
     ``middle`` is all rounds' cost over all rounds' cost of the reference, without the tenth of the
-    rounds at either end; ``low`` and ``high`` are the quartiles of the rounds' own ratios. Two
-    halves of one run's rounds agree better by it than by the median of these ratios.
+    rounds at either end; ``low`` and ``high`` are the quartiles of the rounds' own ratios.
     """
 
     middle: float
@@ -107,8 +106,8 @@ def _median(group: Sequence[Row]) -> Row:
 def ratios(rows: Sequence[Row], reference: str) -> dict[tuple[str, str], Ratio]:
     """(load, target) → the target beside the reference under that load.
 
-    Each run is compared with the reference's run in the same group: they ran right after one
-    another, so what the machine did at the time divides out.
+    Each run is compared with the reference's run in the same group: they took turns of a tenth of a
+    second, so what the machine did at the time divides out.
     """
     base = {
         (row.load, row.group): row.cost_us
@@ -141,11 +140,12 @@ def markdown(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
     multiples = ratios(rows, reference)
     lines = [f"# {about['title']}", ""]
     lines.append(
-        f"{taken_on(about)}; medians of {about['rounds']} alternating runs of "
-        f"{about['seconds']:g} s. Compare ratios within a table and CPU per operation, not "
-        f"absolute rates. The last column is CPU per operation as a multiple of {reference}'s: "
-        "over all rounds but the tenth at either end; behind it the quartiles of the ratios to its "
-        "run right before or after."
+        f"{taken_on(about)}; {about['rounds']} rounds, each with all services started afresh: "
+        f"{about['seconds']:g} s alone for the latencies, {2 * about['seconds']:g} s in turns of "
+        "0.1 s with the others for all else; medians. Compare ratios within a table and CPU per "
+        "operation, not absolute rates. The last column is CPU per operation as a multiple of "
+        f"{reference}'s, over all rounds but the tenth at either end; behind it the quartiles of "
+        "the rounds' own ratios."
     )
     lines += ["", f"Command: `python -m bench.peers {about['scenario']}`"]
     if about["quick"]:

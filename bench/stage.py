@@ -44,6 +44,11 @@ class Target:
     backend: Process
     refuses: bool = False
 
+    @property
+    def service(self) -> Process:
+        """What listens on ``port``."""
+        return self.proxy or self.backend
+
 
 def which(tool: str) -> str | None:
     """The tool on PATH or beside this interpreter, where pip puts it."""

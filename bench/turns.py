@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from signal import SIGCONT, SIGINT, SIGSTOP
 from types import TracebackType
-from typing import IO, Final, Protocol, Self
+from typing import IO, Final, Protocol, Self, TypeVar
 
 from bench.engine import Crowd
 from bench.processes import Process
 
 __all__ = ["TURN", "Client", "Contender", "CrowdClient", "Share", "StoppedClient", "in_turns"]
+
+_Name = TypeVar("_Name", bound=Hashable)
 
 #: Seconds of one turn. With a fifth of it caches are cold for a good part, and all costs rise.
 TURN: Final = 0.1
@@ -163,7 +165,7 @@ class Share:
     per_second: float
 
 
-def in_turns(contenders: Mapping[str, Contender]) -> dict[str, Share]:
+def in_turns(contenders: Mapping[_Name, Contender]) -> dict[_Name, Share]:
     """Let all have turns until the last is done, there and back.
 
     A proxy's cost is all CPU time from the first turn to the last: what it does after its turns

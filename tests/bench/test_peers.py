@@ -19,7 +19,6 @@ import pytest
 from bench import peers
 from bench.engine import EngineError, drive, http_replies, resp_replies
 from bench.loads import LoadError, LoadResult, WrkLoad, parse_redis, parse_wrk, zipf_mix
-from bench.peers import groups
 from bench.processes import Process, ProcessError, free_ports
 from bench.report import Row, disagreements, markdown, medians, ratios, rows_of, write
 from bench.scenarios import SCENARIOS
@@ -135,17 +134,6 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert "| us | 1 | 1.00 | 2.00 | 3.00 | 16.00 | 0.50 | 3.0 | 0.80 (0" in markdown(ABOUT, rows)
     # Nothing is compared across groups.
     assert ratios([replace(r, group=n) for n, r in enumerate(rows)], "peer") == {}
-
-
-def test_everybody_runs_beside_the_reference() -> None:
-    assert groups(["a", "ref", "b", "c", "d", "e"], "ref") == [
-        ["a", "ref", "b"],
-        ["c", "ref", "d"],
-        ["e", "ref"],
-    ]
-    assert groups(["a", "ref"], "ref") == [["a", "ref"]]
-    assert groups(["ref"], "ref") == [["ref"]]
-    assert groups(["a", "b"], "ref") == [["a", "b"]]
 
 
 def test_two_runs_agree_or_not() -> None:
