@@ -195,7 +195,7 @@ def in_turns(contenders: Mapping[_Name, Contender]) -> dict[_Name, Share]:
             if not (working := still[::-1]):
                 break
         else:
-            raise RuntimeError(f"not done after {_ENDLESS} turns: {', '.join(working)}")
+            raise RuntimeError(f"not done after {_ENDLESS} turns: {', '.join(map(str, working))}")
         results = {name: contenders[name].client.result() for name in names}
         used_by = {name: _cpu(contenders[name].proxy, pids[name]) - before[name] for name in pids}
     return {
