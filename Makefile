@@ -50,7 +50,8 @@ types: $(STAMP) ## mypy, strict
 	@$(BIN)/mypy
 
 .PHONY: test
-test: build lint types ## lint, types and the whole suite on both backends
+test: $(STAMP) ## lint, types and the whole suite on both backends
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target build lint types
 	@scripts/run-tests $(BIN)/python $(ARGS)
 
 .PHONY: fuzz

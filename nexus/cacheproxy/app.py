@@ -9,7 +9,9 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from nexus._speedups.respscan import CommandTable
-from nexus.cacheproxy.commands import Kind, effects, groups, kinds
+from nexus.cacheproxy.commandeffects import effects
+from nexus.cacheproxy.commandgroups import groups
+from nexus.cacheproxy.commands import Kind, kinds
 from nexus.cacheproxy.counts import SharedCounts, Stats
 from nexus.cacheproxy.explaincommand import ExplainCommand
 from nexus.cacheproxy.flow import Plane

@@ -1,10 +1,11 @@
 """The command table: what the cacheproxy knows about each Redis command, in one place.
 
 Everything that depends on the command derives from here: how it travels (:class:`Kind`), the
-scanner's table, ``docs/commands.md`` (``make docs``). A test compares
-name, arity, flags and key positions with ``COMMAND`` of the server it runs on (Redis 7.0; the
-names that only 6.2 has are marked so in :data:`ONLY_6_2`). A command that is not here still works:
-it is forwarded on a connection of its own (:attr:`Kind.PROBE`).
+scanner's table, what it means to the near-cache (:mod:`nexus.cacheproxy.commandeffects`) and to the
+metrics (:mod:`nexus.cacheproxy.commandgroups`), ``docs/commands.md`` (``make docs``). A test
+compares name, arity, flags and key positions with ``COMMAND`` of the server it runs on (Redis 7.0;
+the names that only 6.2 has are marked so in :data:`ONLY_6_2`). A command that is not here still
+works: it is forwarded on a connection of its own (:attr:`Kind.PROBE`).
 """
 
 from __future__ import annotations
@@ -15,18 +16,11 @@ from typing import Final
 
 __all__ = [
     "COMMANDS",
-    "GROUPS",
     "ONLY_6_2",
     "ONLY_NEWER",
     "Command",
-    "Effect",
     "Kind",
-    "effect_of",
-    "effects",
-    "group_of",
-    "groups",
     "kinds",
-    "markdown",
 ]
 
 
@@ -65,23 +59,6 @@ class Kind(IntEnum):
     #: ``CLIENT PAUSE``, ``UNPAUSE``: dedicated; while clients are paused, everything is, because a
     #: command that waits on a shared connection would hold up what may run behind it.
     PAUSE = 1 << 11
-
-
-class Effect(IntEnum):
-    """What a command that travels shared does to keys: what the near-cache must know of it."""
-
-    #: Nothing: no keys, or only their names.
-    NONE = 0
-    #: A pure read of one key, on the allow-list: its reply may be kept. With more keys: ``READS``.
-    CACHED = 1
-    #: Reads keys whose places are known.
-    READS = 2
-    #: Changes keys whose places are known.
-    WRITES = 3
-    #: May read or change keys that its arguments do not tell.
-    UNKNOWN = 4
-    #: Changes everything: ``FLUSHALL``, ``SWAPDB``, another primary, another ACL.
-    FLUSHES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,202 +483,3 @@ def kinds() -> dict[bytes, int]:
     table = {name.encode(): int(c.kind) for name, c in COMMANDS.items() if "|" not in name}
     table[b"nexus"] = int(Kind.LOCAL)
     return table
-
-
-#: Pure reads of one key: no random, time-relative, blocking or cursor reply, nothing that the
-#: server counts or remembers. In RESP3 and RESP2 each reply is the
-#: same value but for its framing.
-_CACHEABLE: Final = """
-    bitcount bitfield_ro bitpos exists geodist geohash get getbit getrange hexists hget hgetall
-    hkeys hlen hmget hstrlen hvals lindex llen lpos lrange scard sismember smembers smismember
-    strlen substr type xlen xrange xrevrange zcard zcount zlexcount zmscore zrange zrangebylex
-    zrangebyscore zrank zrevrange zrevrangebylex zrevrangebyscore zrevrank zscore
-"""
-CACHEABLE: Final = frozenset(_CACHEABLE.split())
-
-#: Containers that travel shared: key positions of their subcommands, or what they change.
-_CONTAINERS: Final = {
-    "acl": (Effect.FLUSHES, 0, 0, 0),
-    "memory": (Effect.READS, 2, 2, 1),
-    "object": (Effect.READS, 2, 2, 1),
-    "xgroup": (Effect.WRITES, 2, 2, 1),
-    "xinfo": (Effect.READS, 2, 2, 1),
-}
-_FLUSHING: Final = frozenset({"flushall", "flushdb", "replicaof", "slaveof", "swapdb"})
-#: Tell names, not values.
-_NAMES_ONLY: Final = frozenset({"dbsize", "keys", "randomkey", "scan"})
-
-
-def effect_of(command: Command) -> tuple[Effect, int, int, int]:
-    """Effect and key positions (first, last, step) of a command without a parent."""
-    if command.name in _CONTAINERS:
-        return _CONTAINERS[command.name]
-    if command.name in _FLUSHING:
-        return Effect.FLUSHES, 0, 0, 0
-    if command.name in _NAMES_ONLY:
-        return Effect.NONE, 0, 0, 0
-    keys = (command.first_key, command.last_key, command.key_step)
-    if command.name in CACHEABLE:
-        return Effect.CACHED, *keys
-    if "movablekeys" in command.flags or (not command.first_key and "write" in command.flags):
-        return Effect.UNKNOWN, 0, 0, 0
-    if not command.first_key:
-        return Effect.NONE, 0, 0, 0
-    return Effect.WRITES if "write" in command.flags else Effect.READS, *keys
-
-
-def effects() -> dict[bytes, tuple[int, int, int, int]]:
-    """Name → effect and key positions, for the scanner's table."""
-    found: dict[bytes, tuple[int, int, int, int]] = {}
-    for name, command in COMMANDS.items():
-        effect, first, last, step = effect_of(command)
-        if "|" not in name and effect:
-            found[name.encode()] = (int(effect), first, last, step)
-    return found
-
-
-#: Redis's own grouping of commands (``COMMAND DOCS``); what metrics are counted by.
-_MEMBERS: Final = {
-    "bitmap": """
-        bitcount bitfield bitfield_ro bitop bitpos getbit setbit
-    """,
-    "cluster": """
-        asking cluster readonly readwrite
-    """,
-    "connection": """
-        auth client echo hello ping quit reset select
-    """,
-    "generic": """
-        copy del dump exists expire expireat expiretime keys migrate move object
-        persist pexpire pexpireat pexpiretime pttl randomkey rename renamenx restore
-        scan sort sort_ro touch ttl type unlink wait waitaof
-    """,
-    "geo": """
-        geoadd geodist geohash geopos georadius georadius_ro georadiusbymember
-        georadiusbymember_ro geosearch geosearchstore
-    """,
-    "hash": """
-        hdel hexists hget hgetall hincrby hincrbyfloat hkeys hlen hmget hmset
-        hrandfield hscan hset hsetnx hstrlen hvals
-    """,
-    "hyperloglog": """
-        pfadd pfcount pfdebug pfmerge pfselftest
-    """,
-    "list": """
-        blmove blmpop blpop brpop brpoplpush lindex linsert llen lmove lmpop lpop lpos
-        lpush lpushx lrange lrem lset ltrim rpop rpoplpush rpush rpushx
-    """,
-    "pubsub": """
-        psubscribe publish pubsub punsubscribe spublish ssubscribe subscribe
-        sunsubscribe unsubscribe
-    """,
-    "scripting": """
-        eval eval_ro evalsha evalsha_ro fcall fcall_ro function script
-    """,
-    "server": """
-        acl bgrewriteaof bgsave command config dbsize debug failover flushall flushdb
-        host: info lastsave latency lolwut memory module monitor post psync replconf
-        replicaof restore-asking role save shutdown slaveof slowlog swapdb sync time
-    """,
-    "set": """
-        sadd scard sdiff sdiffstore sinter sintercard sinterstore sismember smembers
-        smismember smove spop srandmember srem sscan sunion sunionstore
-    """,
-    "sorted-set": """
-        bzmpop bzpopmax bzpopmin zadd zcard zcount zdiff zdiffstore zincrby zinter
-        zintercard zinterstore zlexcount zmpop zmscore zpopmax zpopmin zrandmember
-        zrange zrangebylex zrangebyscore zrangestore zrank zrem zremrangebylex
-        zremrangebyrank zremrangebyscore zrevrange zrevrangebylex zrevrangebyscore
-        zrevrank zscan zscore zunion zunionstore
-    """,
-    "stream": """
-        xack xadd xautoclaim xclaim xdel xgroup xinfo xlen xpending xrange xread
-        xreadgroup xrevrange xsetid xtrim
-    """,
-    "string": """
-        append decr decrby get getdel getex getrange getset incr incrby incrbyfloat
-        lcs mget mset msetnx psetex set setex setnx setrange stralgo strlen substr
-    """,
-    "transactions": """
-        discard exec multi unwatch watch
-    """,
-}
-
-#: Groups by number; 0 is everything that is not in the table.
-GROUPS: Final = ("other", "nexus", *_MEMBERS)
-
-
-def groups() -> dict[bytes, int]:
-    """Name → number of its group of everything that has no parent, for the scanner."""
-    numbers = {
-        name.encode(): GROUPS.index(group)
-        for group, row in _MEMBERS.items()
-        for name in row.split()
-    }
-    numbers[b"nexus"] = GROUPS.index("nexus")
-    return numbers
-
-
-def group_of(name: str) -> str:
-    """Group of a command, a subcommand's being its parent's."""
-    return GROUPS[groups().get(name.partition("|")[0].encode(), 0)]
-
-
-_TITLES: Final = {
-    Kind.SHARED: "one reply, no connection state: multiplexed",
-    Kind.DEDICATED: "slow, blocking or scripted: own connection while replies are outstanding",
-    Kind.BLOCK_OPTION: "own connection with the option BLOCK, otherwise multiplexed",
-    Kind.WAIT: "own connection, replication offset lifted first",
-    Kind.TRANSACTION: "own connection until the transaction is over; whole in the buffer: shared",
-    Kind.SESSION: "changes the session: executed by Redis, replayed on later connections",
-    Kind.CONTAINER: "decided by the subcommand",
-    Kind.SPLICED: "raw bytes both ways from there on, on an own connection",
-    Kind.PROBE: "own connection; spliced if Redis accepts it",
-    Kind.LOCAL: "answered by the proxy",
-    Kind.RESCUE: "own connection, in whatever db, so that it works while Redis is busy",
-    Kind.PAUSE: "own connection; while clients are paused, all commands are on own connections",
-}
-
-
-def _near(command: Command) -> str:
-    effect = Effect.NONE
-    if command.kind in (Kind.SHARED, Kind.BLOCK_OPTION):
-        effect = effect_of(COMMANDS[command.name.partition("|")[0]])[0]
-    return effect.name.lower() if effect else "-"
-
-
-def markdown() -> str:
-    """``docs/commands.md``."""
-    lines = [
-        "# Commands",
-        "",
-        "Generated from `nexus/cacheproxy/commands.py` by `make docs`;",
-        "checked against `COMMAND` of the real server in the tests. Commands that are not listed",
-        "(modules, newer servers) work too: they are forwarded on a connection of their own.",
-        "",
-        "| kind | meaning |",
-        "|---|---|",
-    ]
-    lines += [f"| {kind.name.lower()} | {_TITLES[kind]} |" for kind in Kind]
-    lines += [
-        "",
-        "**Near-cache**: what a command on the shared connection means to it. *cached*: a pure",
-        "read of one key whose reply may be kept; *reads*, *writes*: of the keys at those places;",
-        "*unknown*: nobody can tell which keys, so the client's next hit waits for a fence;",
-        "*flushes*: everything is dropped. Replies with `WITHSCORES` or of several keys are never",
-        "kept. What runs on a connection of the client's own always counts as unknown.",
-    ]
-    lines += [
-        "",
-        "| command | kind | group | arity | keys (first, last, step) | near-cache | flags |",
-    ]
-    lines += ["|---|---|---|---|---|---|---|"]
-    for command in COMMANDS.values():
-        keys = f"{command.first_key}, {command.last_key}, {command.key_step}"
-        lines.append(
-            f"| {command.name.upper().replace('|', ' ')} | {command.kind.name.lower()} "
-            f"| {group_of(command.name)} | {command.arity} | {keys if command.first_key else '-'} "
-            f"| {_near(command)} | {' '.join(sorted(command.flags))} |"
-        )
-    lines += ["| NEXUS | local | nexus | -2 | - | - | the proxy's own: `NEXUS HELP` |", ""]
-    return "\n".join(lines)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nexus.cacheproxy.commands import COMMANDS, Effect, Kind, effect_of
+from nexus.cacheproxy.commandeffects import Effect, effect_of
+from nexus.cacheproxy.commands import COMMANDS, Kind
 from nexus.cacheproxy.local import Subcommand, text_reply
 from nexus.clock import monotonic
 from nexus.policy.rules import ALWAYS, NEVER

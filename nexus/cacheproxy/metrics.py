@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from nexus.cacheproxy.commands import GROUPS
+from nexus.cacheproxy.commandgroups import GROUPS
 from nexus.cacheproxy.nearmetrics import NearMetrics
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from nexus._speedups.nearcache import NearTable, Rate
-from nexus.cacheproxy.commands import Effect
+from nexus.cacheproxy.commandeffects import Effect
 from nexus.cacheproxy.dial import DialError, Identity, dial
 from nexus.cacheproxy.flow import Link, Plane, Receiver
 from nexus.cacheproxy.leases import Leases

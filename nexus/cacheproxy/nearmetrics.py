@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from nexus.cacheproxy.commands import GROUPS
+from nexus.cacheproxy.commandgroups import GROUPS
 from nexus.cacheproxy.near import AGES
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from nexus.cacheproxy.commands import COMMANDS, Effect, effect_of
+from nexus.cacheproxy.commandeffects import Effect, effect_of
+from nexus.cacheproxy.commands import COMMANDS
 from nexus.cacheproxy.tagging import STORING
 from nexus.clock import monotonic, monotonic_ns
 from nexus.errors import ConfigError

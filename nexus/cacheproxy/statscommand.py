@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nexus import __version__
 from nexus._speedups import BACKEND
-from nexus.cacheproxy.commands import GROUPS
+from nexus.cacheproxy.commandgroups import GROUPS
 from nexus.cacheproxy.local import Subcommand, text_reply
 from nexus.cacheproxy.metrics import OUTCOMES
 from nexus.cacheproxy.nearmetrics import LINES as NEAR_LINES

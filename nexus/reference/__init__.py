@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from nexus.cacheproxy import commands
-from nexus.reference import configuration, errors, metrics, policy
+from nexus.reference import commands, configuration, errors, metrics, policy
 
 __all__ = ["PAGES"]
 
 #: File name under ``docs/`` → what renders it.
 PAGES: Final[dict[str, Callable[[], str]]] = {
-    "commands.md": commands.markdown,
+    "commands.md": commands.render,
     "configuration.md": configuration.render,
     "errors.md": errors.render,
     "metrics.md": metrics.render,

@@ -7,16 +7,8 @@ from typing import Any
 import pytest
 import redis
 
-from nexus.cacheproxy.commands import (
-    COMMANDS,
-    GROUPS,
-    ONLY_6_2,
-    ONLY_NEWER,
-    Kind,
-    group_of,
-    groups,
-    kinds,
-)
+from nexus.cacheproxy.commandgroups import GROUPS, group_of, groups
+from nexus.cacheproxy.commands import COMMANDS, ONLY_6_2, ONLY_NEWER, Kind, kinds
 
 
 def _rows(url: str) -> dict[str, tuple[int, frozenset[str], int, int, int]]:
