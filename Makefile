@@ -89,13 +89,10 @@ figures: $(STAMP) ## README's and docs' figures from the results that are commit
 	@$(BIN)/python -m bench.figures
 
 .PHONY: load
-load: build ## locust against a running `make run`, objectives checked at the end
+load: build ## locust against a system of its own, objectives checked at the end
 	@NEXUS_NO_EXTENSIONS=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    -e '.[load]'
-	@status=0; for scenario in gateway cacheproxy stampede; do \
-	    $(BIN)/locust -f loadtests/$$scenario.py --config loadtests/$$scenario.conf $(ARGS) \
-	        || status=1; \
-	done; exit $$status
+	@$(BIN)/python -m loadtests $(ARGS)
 
 .PHONY: soak
 soak: build ## ten minutes of mixed load with faults: ARGS="--minutes 60" for an hour
