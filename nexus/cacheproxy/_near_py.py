@@ -466,7 +466,7 @@ class Partition(Near):
             return False
         raw = bytearray(cut(data, position, stop))
         flight: Flight = self.source.fly(self, number, raw, scanner.name_end, rule, admit, now)
-        if not (together and (alone or rule.near == ALWAYS)):
+        if not (together and alone):
             return False
         flight.join(self._hold(client, data, position, stop, now, "miss"), now)
         return True

@@ -147,6 +147,29 @@ def test_r3_r4_expiry_is_exact_also_where_redis_says_nothing(stage: Stage):
         stage.direct.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", "1")
 
 
+def test_a_pipeline_over_cold_keys_goes_its_way_and_fills_the_table(stage: Stage):
+    names = [f"cold:{number}" for number in range(32)]
+    stage.direct.mset({name: name for name in names})
+    for name in names[1::2]:
+        stage.cached("GET", name)
+    waits, fences = stage.stat("near_waits"), stage.stat("near_fences")
+
+    def asked_for() -> int:
+        """How many Redis is asked for while one pipeline asks for all."""
+        pipe = stage.client.pipeline(transaction=False)
+        for name in names:
+            pipe.get(name)
+        before = stage.calls("get")
+        assert pipe.execute() == [name.encode() for name in names]
+        return stage.calls("get") - before
+
+    # All go their way; the first that is not there is asked for besides, and is there next time.
+    assert asked_for() == len(names) + 1
+    assert stage.stat("near_waits") == waits
+    assert stage.stat("near_fences") - fences <= 1
+    eventually(lambda: asked_for() == 0)
+
+
 def test_r5_a_push_drops_the_key_in_every_db_and_command(stage: Stage):
     other = stage.proxy.client(db=3)
     third = redis.Redis.from_url(stage.server.url, protocol=2, db=3)
