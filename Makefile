@@ -51,7 +51,8 @@ types: $(STAMP) ## mypy, strict
 
 .PHONY: test
 test: $(STAMP) ## lint, types and the whole suite on both backends
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target build lint types
+	@echo "nexus: building, linting and checking types"
+	@$(MAKE) --no-print-directory --jobs=3 build lint types
 	@scripts/run-tests $(BIN)/python $(ARGS)
 
 .PHONY: fuzz

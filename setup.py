@@ -78,7 +78,7 @@ def types_of(name: str, source: str) -> set[Path]:
 
 
 def drop_outdated(sources: dict[str, str]) -> None:
-    """Remove what was generated with types that have changed since.
+    """Remove what was generated with types, or by a build, that have changed since.
 
     Cython looks for the types of a source beside the source's own name, and so does not see that
     ``_x_py.py`` depends on ``_x_c.pxd``, nor on those that it cimports. A layout that changed in
@@ -88,7 +88,8 @@ def drop_outdated(sources: dict[str, str]) -> None:
         generated = (HERE / "build" / "cython" / source).with_suffix(".c")
         if generated.exists():
             translated = generated.stat().st_mtime
-            if any(path.stat().st_mtime > translated for path in types_of(name, source)):
+            causes = {HERE / "setup.py"} | types_of(name, source)
+            if any(path.stat().st_mtime > translated for path in causes):
                 generated.unlink()
 
 

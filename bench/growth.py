@@ -31,7 +31,7 @@ from bench.processes import ProcessError
 from bench.record import RESULTS, about, dumped, rounded, taken_on
 from bench.scenarios import SCENARIOS, Peer
 from bench.stage import SOURCES, Stage, which
-from bench.turns import TURN, Contender, in_turns
+from bench.turns import TURN, Contender, TurnsError, in_turns
 
 __all__ = ["AXES", "Axis", "Point", "main", "points_of"]
 
@@ -95,10 +95,10 @@ AXES: Final = {
         ),
         Axis(
             "proxy-values",
-            "Cacheproxy: bytes of a value, GET P=1",
+            "Cacheproxy: bytes of a value, SET P=1",
             "redis",
             (16, 1024, 16_384, 262_144),
-            lambda n: (_PROXY, RedisLoad("get", 1, n)),
+            lambda n: (_PROXY, RedisLoad("set", 1, n)),
         ),
         Axis(
             "proxy-workers",
@@ -157,6 +157,8 @@ def _measure(axis: Axis, rounds: int, seconds: float) -> list[Point]:
                 load = chosen[n][1]
                 if isinstance(load, RedisLoad):
                     load.fill(backend.port)
+                    # Each key is asked for alone, so that what keeps keys has them.
+                    replace(load, pipeline=1, connections=50).run(target.port, 10 * load.keys)
                 sizes[n] = load.size(target.port, seconds)
             order = list(chosen) if number % 2 == 0 else list(chosen)[::-1]
             shares = in_turns(
@@ -262,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         try:
             found = _measure(axis, options.rounds, options.seconds)
-        except (ProcessError, LoadError) as error:
+        except (ProcessError, LoadError, TurnsError) as error:
             print(f"bench.growth: {axis.name}: {error}", file=sys.stderr)
             return 1
         print(*found, sep="\n", flush=True)

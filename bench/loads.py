@@ -39,6 +39,8 @@ __all__ = [
 
 #: Requests of the short run that finds how many a run of the wanted length takes.
 _PROBE: Final = 20_000
+#: Seconds of the shortest run of wrk.
+_WRK_LEAST: Final = 0.3
 _UNITS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
 #: Keys of all Redis loads, named as redis-benchmark names them.
 KEYS: Final = 10_000
@@ -220,11 +222,15 @@ class WrkLoad:
         return _SCRIPT.format(method=self.method, body=body, headers=headers)
 
     def run(self, port: int, size: float) -> LoadResult:
-        """That many seconds, by SIGINT: wrk itself takes whole seconds only."""
+        """That many seconds, by SIGINT: wrk itself takes whole seconds only.
+
+        Not less than :data:`_WRK_LEAST`: until it has started, it ignores SIGINT.
+        """
         with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
             script.write(self.script())
             script.flush()
-            return parse_wrk(_run(self._command(port, script.name), size, interrupt=True))
+            command = self._command(port, script.name)
+            return parse_wrk(_run(command, max(size, _WRK_LEAST), interrupt=True))
 
     def client(self, port: int, size: float, turns: int) -> Client:  # noqa: ARG002
         """That many seconds of turns."""
@@ -236,10 +242,13 @@ class WrkLoad:
         script = tempfile.NamedTemporaryFile("w", suffix=".lua")  # noqa: SIM115  (the client's)
         script.write(self.script())
         script.flush()
-        return StoppedClient(self._command(port, script.name), read, size, holds=script)
+        # Stopped, it counts the pause as waiting, and that is no timeout.
+        wrk, *rest = self._command(port, script.name)
+        command = [wrk, "--timeout=60s", *rest]
+        return StoppedClient(command, read, size, holds=script)
 
     def _command(self, port: int, script: str) -> list[str]:
-        command = ["wrk", "-t1", f"-c{self.connections}", "-d3000s", "--latency", "--timeout=60s"]
+        command = ["wrk", "-t1", f"-c{self.connections}", "-d3000s", "--latency"]
         return [*command, "-s", script, f"http://127.0.0.1:{port}{self.path}"]
 
     def size(self, port: int, seconds: float) -> float:
@@ -284,8 +293,11 @@ def _crowd(
     http: bool = False,
 ) -> Client:
     replies = http_replies if http else resp_replies
-    crowd = Crowd(port, load.requests, replies, connections=load.connections)
-    return CrowdClient(crowd, int(size), max(1, int(size) // turns), rate)
+
+    def gather() -> Crowd:
+        return Crowd(port, load.requests, replies, connections=load.connections)
+
+    return CrowdClient(gather, int(size), max(1, int(size) // turns), rate)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from bench.record import RESULTS, about
 from bench.report import AGREEMENT, Row, disagreements, ratios_of, write
 from bench.scenarios import SCENARIOS, Scenario
 from bench.stage import SOURCES, Stage, Target, which
-from bench.turns import TURN, Contender, in_turns
+from bench.turns import TURN, Contender, TurnsError, in_turns
 
 __all__ = ["main"]
 
@@ -141,7 +141,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="the scenarios, their peers and loads")
     parser.add_argument("--quick", action="store_true", help="two rounds: does it run")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each run alone")
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="of each run alone; twice that in turns"
+    )
     parser.add_argument("--only", default="", help="peers whose names begin so, comma-separated")
     parser.add_argument("--results", type=Path, help="directory; bench/results, quick: build/bench")
     parser.add_argument("--agree", nargs=2, type=Path, metavar="PATH", help="compare two results")
@@ -199,7 +201,7 @@ def _run(scenario: Scenario, options: argparse.Namespace) -> int:
     try:
         only = [name for name in options.only.split(",") if name]
         rows, skipped = _compare(scenario, only, options.rounds, options.seconds)
-    except (ProcessError, LoadError, EngineError, OSError) as error:
+    except (ProcessError, LoadError, EngineError, TurnsError, OSError) as error:
         print(f"bench.peers: {scenario.name}: {error}", file=sys.stderr)
         return 1
     document = {

@@ -7,11 +7,17 @@ client of its own that lives through all turns and works only in its own, stoppe
 operations of its client. Ten seconds of turns over five services give ratios with a standard error
 of 3 %; forty seconds of runs one after the other gave 4 %.
 
+A service that is not in turn is not asked, but it may be busy all the same: what it does then for
+its requests (exports of spans) belongs to it, what it does for nobody (timers) would count several
+times over. So that is measured before the first turn, and taken off for the time between turns.
+
 Latencies cannot come from turns: a stopped client counts the pause as waiting.
 """
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -24,16 +30,35 @@ from typing import IO, Final, Protocol, Self, TypeVar
 from bench.engine import Crowd
 from bench.processes import Process
 
-__all__ = ["TURN", "Client", "Contender", "CrowdClient", "Share", "StoppedClient", "in_turns"]
+__all__ = [
+    "TURN",
+    "Client",
+    "Contender",
+    "CrowdClient",
+    "Share",
+    "StoppedClient",
+    "TurnsError",
+    "in_turns",
+]
 
 _Name = TypeVar("_Name", bound=Hashable)
 
 #: Seconds of one turn. With a fifth of it caches are cold for a good part, and all costs rise.
 TURN: Final = 0.1
-#: Seconds in which a service answers what a client had sent before it was stopped.
-_SETTLE: Final = 0.002
+#: Looks of a millisecond at a backend until it rests: it goes on for what a client had asked.
+_SETTLE: Final = 30
+#: CPU seconds in such a look that count as rest.
+_REST: Final = 1e-4
+#: Seconds in which it is measured what services do when nobody asks.
+_IDLE: Final = 0.4
+#: Seconds that a load generator gets to end.
+_PATIENCE: Final = 30.0
 #: Turns after which something must be wrong.
 _ENDLESS: Final = 3000
+
+
+class TurnsError(Exception):
+    """A client did nothing, or did not end."""
 
 
 class Client(Protocol):
@@ -81,7 +106,9 @@ class StoppedClient:
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
         if self._holds is not None:
             self._holds.close()
 
@@ -93,18 +120,16 @@ class StoppedClient:
             )
         else:
             self._process.send_signal(SIGCONT)
-        try:
-            self._process.wait(TURN)
-        except subprocess.TimeoutExpired:
-            pass
-        else:
+        if _ended(self._process, TURN):
             return False
         if self._left is not None:
             self._left -= TURN
             if self._left <= TURN / 2:
                 # To one that runs: of a stopped process any thread may take it, not only the one
-                # that sleeps for it.
+                # that sleeps for it. What it does until it ends is of this turn, too.
                 self._process.send_signal(SIGINT)
+                if not _ended(self._process, _PATIENCE):
+                    raise TurnsError(f"{self._command[0]} did not end")
                 return False
         self._process.send_signal(SIGSTOP)
         return True
@@ -112,21 +137,35 @@ class StoppedClient:
     def result(self) -> tuple[int, int]:
         """See :class:`Client`. What is wrong with the output, the reader says."""
         assert self._process is not None, "it had no turn"
-        output, _ = self._process.communicate(timeout=30)
+        output, _ = self._process.communicate()
+        if self._process.returncode:
+            raise TurnsError(f"{self._command[0]} failed: {output.strip()[-300:]}")
         return self._read(output)
+
+
+def _ended(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Whether it ends within that time; at once, where ``Popen.wait`` looks every 50 ms."""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)
 
 
 class CrowdClient:
     """A crowd of this process: ``operations`` in all, ``each`` in a turn."""
 
-    def __init__(self, crowd: Crowd, operations: int, each: int, rate: float | None) -> None:
-        self._crowd = crowd
+    def __init__(
+        self, gather: Callable[[], Crowd], operations: int, each: int, rate: float | None
+    ) -> None:
+        self._gather = gather
         self._left = operations
         self._each = each
         self._rate = rate
         self._done = 0
 
     def __enter__(self) -> Self:
+        self._crowd = self._gather()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -168,8 +207,8 @@ class Share:
 def in_turns(contenders: Mapping[_Name, Contender]) -> dict[_Name, Share]:
     """Let all have turns until the last is done, there and back.
 
-    A proxy's cost is all CPU time from the first turn to the last: what it does after its turns
-    belongs to them as well. The backend's is that of the client's own turns.
+    A proxy's cost is all CPU time from the first turn to the last but what it takes unasked; the
+    backend's is that of the client's own turns, until it rests. Raises :class:`TurnsError`.
     """
     names = list(contenders)
     pids = {name: c.proxy.pids() for name, c in contenders.items() if c.proxy}
@@ -180,6 +219,9 @@ def in_turns(contenders: Mapping[_Name, Contender]) -> dict[_Name, Share]:
         for contender in contenders.values():
             stack.enter_context(contender.client)
         before = {name: _cpu(contenders[name].proxy, pids[name]) for name in pids}
+        time.sleep(_IDLE)
+        started = time.perf_counter()
+        start = {name: _cpu(contenders[name].proxy, pids[name]) for name in pids}
         working = names
         for _ in range(_ENDLESS):
             still = []
@@ -190,14 +232,23 @@ def in_turns(contenders: Mapping[_Name, Contender]) -> dict[_Name, Share]:
                 if contender.client.turn():
                     still.append(name)
                 seconds[name] += time.perf_counter() - begun
-                time.sleep(_SETTLE)
-                backend[name] += contender.backend.cpu_seconds(behind[name]) - used
+                backend[name] += _rested(contender.backend, behind[name]) - used
             if not (working := still[::-1]):
                 break
         else:
-            raise RuntimeError(f"not done after {_ENDLESS} turns: {', '.join(map(str, working))}")
+            raise TurnsError(f"not done after {_ENDLESS} turns: {', '.join(map(str, working))}")
+        elapsed = time.perf_counter() - started
+        end = {name: _cpu(contenders[name].proxy, pids[name]) for name in pids}
         results = {name: contenders[name].client.result() for name in names}
-        used_by = {name: _cpu(contenders[name].proxy, pids[name]) - before[name] for name in pids}
+    used_by = {
+        name: end[name]
+        - start[name]
+        - (start[name] - before[name]) / _IDLE * max(0.0, elapsed - seconds[name])
+        for name in pids
+    }
+    for name, (operations, _) in results.items():
+        if not operations:
+            raise TurnsError(f"{name}: no reply in all its turns; make them longer: --seconds")
     return {
         name: Share(
             operations,
@@ -208,6 +259,18 @@ def in_turns(contenders: Mapping[_Name, Contender]) -> dict[_Name, Share]:
         )
         for name, (operations, refused) in results.items()
     }
+
+
+def _rested(process: Process, pids: Sequence[int]) -> float:
+    """CPU seconds of a backend that has done what it was asked for."""
+    used = process.cpu_seconds(pids)
+    for _ in range(_SETTLE):
+        time.sleep(0.001)
+        now = process.cpu_seconds(pids)
+        if now - used < _REST:
+            return now
+        used = now
+    return used
 
 
 def _cpu(process: Process | None, pids: Sequence[int]) -> float:

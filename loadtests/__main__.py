@@ -61,7 +61,12 @@ def system() -> Iterator[Mapping[str, str]]:
         command += [f"--{part}-port={port}" for part, port in ports.items()]
         with log.open("wb") as output:
             up = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environ
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environ,
+                process_group=0,  # a terminal's Ctrl-C is for us, who then stop it in order
             )
         try:
             _wait(up, log)
@@ -108,6 +113,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with system() as environ:
             return run(scenarios, options, environ)
+    except KeyboardInterrupt:
+        return 130
     except NotUpError as error:
         print(f"load: nexus up did not start:\n{error}", file=sys.stderr)
         return 2

@@ -384,7 +384,7 @@ cdef class NearTable:
                 else:
                     entry = self._keys[key_hash & self._mask]
                     while entry is not NULL:
-                        dropped += entry.key_hash == key_hash
+                        dropped += entry.key_hash == key_hash and not entry.pending
                         entry = entry.key_next
                 notes._push(seq, kind, key_hash)
             position = payload + size + 2

@@ -304,8 +304,8 @@ class NearTable:
         """A command is being sent as number ``seq``; note what it does until it is answered.
 
         A write drops its keys now, too; ``data[begin:stop]`` are the arguments behind the name.
-        Returns the number of entries dropped, or, of a read, known. Raises ``RespError`` for what
-        is not a request.
+        Returns the number of entries dropped, or, of a read, of replies kept. Raises ``RespError``
+        for what is not a request.
         """
         if not 0 <= begin <= stop <= len(data):
             raise ValueError(f"[{begin}:{stop}] is not within {len(data)} bytes")
@@ -327,7 +327,7 @@ class NearTable:
                 if kind == WRITE:
                     dropped += self.drop(key)
                 else:
-                    dropped += len(self._keys.get(key, ()))
+                    dropped += sum(not entry.pending for entry in self._keys.get(key, ()))
                 notes.push(seq, kind, key)
             position = end + 2
             index += 1

@@ -169,7 +169,7 @@ class Partition(Near):
                 if client.held:
                     client.blocked |= HELD
                     break
-                self._read(client, data, position, stop, count, code != MISS)
+                self._read(client, data, position, stop, count, code > PENDING)
             else:
                 if client.held:
                     client.blocked |= HELD
@@ -256,7 +256,11 @@ class Partition(Near):
     def _read(
         self, client: Client, data: bytearray, position: int, stop: int, count: int, known: bool
     ) -> None:
-        """A cacheable read goes down the link; ``known``: something of it is in the table."""
+        """A cacheable read goes down the link; ``known``: its reply is in the table.
+
+        One that is still asked for need not hold up the client's next hits: when it comes, it is
+        of a later number than this read, which the client then waits for.
+        """
         scanner = client.scanner
         seq = self.link.sent + count + 1
         entries = self.table.note(
@@ -466,7 +470,8 @@ class Partition(Near):
             return False
         raw = bytearray(cut(data, position, stop))
         flight: Flight = self.source.fly(self, number, raw, scanner.name_end, rule, admit, now)
-        if not (together and alone):
+        # Behind one that is held nothing can be forwarded: then all wait, for one round trip.
+        if not (together and (alone or (client.held > 0 and rule.near == ALWAYS))):
             return False
         flight.join(self._hold(client, data, position, stop, now, "miss"), now)
         return True

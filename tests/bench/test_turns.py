@@ -13,7 +13,7 @@ import pytest
 from bench.engine import Crowd, EngineError, resp_replies
 from bench.loads import LoadError
 from bench.processes import Process
-from bench.turns import TURN, Contender, CrowdClient, Share, StoppedClient, in_turns
+from bench.turns import TURN, Contender, CrowdClient, Share, StoppedClient, TurnsError, in_turns
 
 #: Counts as fast as it can until it is interrupted, then says how far it came and at what CPU time.
 COUNTING = """
@@ -34,6 +34,22 @@ print("done")
 """
 
 
+class Slow:
+    """A client with one turn, of half a second."""
+
+    def __enter__(self) -> Slow:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def turn(self) -> bool:
+        time.sleep(0.5)
+        return False
+
+    def result(self) -> tuple[int, int]:
+        return 1, 0
+
+
 def one_line(output: str) -> tuple[int, int]:
     count, _, seconds = output.strip().partition(" ")
     return int(count), int(float(seconds) * 1000)
@@ -43,13 +59,30 @@ def counting(seconds: float) -> StoppedClient:
     return StoppedClient([sys.executable, "-c", COUNTING], one_line, seconds)
 
 
-class Worked:
-    """A client of this process: does a number of operations in each of its turns."""
+class Busy:
+    """Stands for a service's processes: seconds of CPU time, and how many it takes unasked."""
 
-    def __init__(self, turns: int, log: list[str], name: str) -> None:
+    def __init__(self, idle: float = 0.0) -> None:
+        self.used = 0.0
+        self.idle = idle
+        self.begun = time.perf_counter()
+
+    def pids(self) -> list[int]:
+        return [1]
+
+    def cpu_seconds(self, pids: list[int]) -> float:
+        assert pids == [1]
+        return self.used + self.idle * (time.perf_counter() - self.begun)
+
+
+class Worked:
+    """A client of this process, each of whose turns costs every service a second."""
+
+    def __init__(self, name: str, turns: int, log: list[str], *services: Busy) -> None:
+        self.name = name
         self.left = turns
         self.log = log
-        self.name = name
+        self.services = services
         self.open = False
 
     def __enter__(self) -> Worked:
@@ -61,32 +94,23 @@ class Worked:
 
     def turn(self) -> bool:
         self.log.append(self.name)
+        for service in self.services:
+            service.used += 1
         self.left -= 1
         return self.left > 0
 
     def result(self) -> tuple[int, int]:
-        return 10, 1
-
-
-class Burning:
-    """Stands for a service's processes: its CPU time goes on by a second at each look."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def pids(self) -> list[int]:
-        return [1]
-
-    def cpu_seconds(self, pids: list[int]) -> float:
-        assert pids == [1]
-        self.seconds += 1
-        return self.seconds
+        return 10 * (self.left == 0), 1
 
 
 def test_turns_alternate_there_and_back_until_the_last_is_done() -> None:
     log: list[str] = []
-    clients = {name: Worked(turns, log, name) for name, turns in {"a": 3, "b": 1, "c": 2}.items()}
-    proxy, backend = Burning(), Burning()
+    proxy, backend = Busy(), Busy()
+    clients = {
+        "a": Worked("a", 3, log, proxy, backend),
+        "b": Worked("b", 1, log, backend),
+        "c": Worked("c", 2, log, backend),
+    }
     shares = in_turns(
         {
             "a": Contender(clients["a"], proxy, backend),  # type: ignore[arg-type]
@@ -96,12 +120,29 @@ def test_turns_alternate_there_and_back_until_the_last_is_done() -> None:
     )
     assert log == ["a", "b", "c", "c", "a", "a"]
     assert not any(client.open for client in clients.values())
-    # One second of the proxy over ten operations; one of the backend in each turn.
-    assert shares["a"].proxy_us == pytest.approx(1e5)
+    assert shares["a"].proxy_us == pytest.approx(3e5)
     assert shares["a"].backend_us == pytest.approx(3e5)
     assert shares["b"].proxy_us is None
     assert shares["b"].backend_us == pytest.approx(1e5)
     assert (shares["c"].operations, shares["c"].refused) == (10, 1)
+
+
+def test_what_a_service_does_unasked_between_its_turns_is_taken_off() -> None:
+    log: list[str] = []
+    proxy, backend = Busy(idle=0.5), Busy()
+    contenders = {
+        "own": Contender(Worked("own", 1, log, proxy), proxy, backend),  # type: ignore[arg-type]
+        "other": Contender(Slow(), None, backend),  # type: ignore[arg-type]
+    }
+    assert in_turns(contenders)["own"].proxy_us == pytest.approx(1e5, rel=0.05)
+
+
+def test_a_client_that_did_nothing_is_an_error() -> None:
+    client = Worked("a", 1, [])
+    client.left = 2  # it never ends, so it has no result
+    client.turn = lambda: False  # type: ignore[method-assign]
+    with pytest.raises(TurnsError, match="a: no reply in all its turns"):
+        in_turns({"a": Contender(client, None, Busy())})  # type: ignore[arg-type]
 
 
 def test_a_stopped_client_works_only_in_its_turns() -> None:
@@ -134,7 +175,7 @@ def test_what_a_reader_says_is_said() -> None:
     command = [sys.executable, "-c", "print('no such host')"]
     client = StoppedClient(command, read)
     with pytest.raises(LoadError, match="no such host"):
-        in_turns({"x": Contender(client, None, Burning())})  # type: ignore[arg-type]
+        in_turns({"x": Contender(client, None, Busy())})  # type: ignore[arg-type]
 
 
 def test_a_client_that_is_left_is_ended() -> None:
@@ -159,7 +200,7 @@ def test_a_crowd_goes_on_where_it_was(tmp_path: Path) -> None:
         server.wait_for(lambda: log.read_text().endswith("\n"))
         requests = [(b"A ", 1), (b"B ", 1), (b"C ", 1)]
         crowd = Crowd(int(log.read_text()), requests, resp_replies, connections=1)
-        client = CrowdClient(crowd, operations=5, each=2, rate=None)
+        client = CrowdClient(lambda: crowd, operations=5, each=2, rate=None)
         shares = in_turns({"crowd": Contender(client, None, server)})
         assert isinstance(shares["crowd"], Share)
         assert shares["crowd"].operations == 5

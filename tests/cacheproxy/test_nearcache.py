@@ -152,7 +152,7 @@ def test_a_pipeline_over_cold_keys_goes_its_way_and_fills_the_table(stage: Stage
     stage.direct.mset({name: name for name in names})
     for name in names[1::2]:
         stage.cached("GET", name)
-    waits, fences = stage.stat("near_waits"), stage.stat("near_fences")
+    fills, fences = stage.stat("near_fills"), stage.stat("near_fences")
 
     def asked_for() -> int:
         """How many Redis is asked for while one pipeline asks for all."""
@@ -163,11 +163,14 @@ def test_a_pipeline_over_cold_keys_goes_its_way_and_fills_the_table(stage: Stage
         assert pipe.execute() == [name.encode() for name in names]
         return stage.calls("get") - before
 
-    # All go their way; the first that is not there is asked for besides, and is there next time.
-    assert asked_for() == len(names) + 1
-    assert stage.stat("near_waits") == waits
-    assert stage.stat("near_fences") - fences <= 1
-    eventually(lambda: asked_for() == 0)
+    # Neither one key a pipeline nor one fence a key: the first goes its way, the next waits once.
+    pipelines = 1
+    assert asked_for() >= len(names) // 2
+    while asked_for() > 0:
+        pipelines += 1
+        assert pipelines < 8
+    assert stage.stat("near_fills") - fills == len(names) // 2
+    assert stage.stat("near_fences") - fences < len(names) // 2
 
 
 def test_r5_a_push_drops_the_key_in_every_db_and_command(stage: Stage):

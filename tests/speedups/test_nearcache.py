@@ -171,7 +171,7 @@ def test_reads_elsewhere_ask_for_a_later_fence(module: ModuleType) -> None:
     t.put(b"a")
     request = region(b"p")
     token = t.table.begin(4, GET, request)
-    assert t.note(notes, READ, 1, b"del", b"a", b"p") == 2  # known
+    assert t.note(notes, READ, 1, b"del", b"a", b"p") == 1  # kept
     assert t.probe(b"a") == HIT
     assert t.table.answered(notes, 1, 3.0) == (0, 0)
     assert t.probe(b"a", fresh=2.9) == LATE
