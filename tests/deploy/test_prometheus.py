@@ -210,7 +210,7 @@ def test_spans_received_and_dropped_are_those_made(system):
 def test_every_panel_has_data(system):
     prometheus = system.prometheus
     answers = system.load(60, clients=1, abuser=True)
-    assert answers[429] >= 40
+    assert answers[429] >= 10  # the bucket fills again meanwhile, the slower the machine, the more
     redis_port = system.up.port("cacheproxy")
     import redis
 
