@@ -155,7 +155,7 @@ def _measure(axis: Axis, rounds: int, seconds: float) -> list[Point]:
             sizes = {}
             for n, target in running.items():
                 load = chosen[n][1]
-                if isinstance(load, RedisLoad):
+                if isinstance(load, RedisLoad) and load.command == "get":
                     load.fill(backend.port)
                     # Each key is asked for alone, so that what keeps keys has them.
                     replace(load, pipeline=1, connections=50).run(target.port, 10 * load.keys)

@@ -41,6 +41,8 @@ __all__ = [
 _PROBE: Final = 20_000
 #: Seconds of the shortest run of wrk.
 _WRK_LEAST: Final = 0.3
+#: Bytes of a value above which fewer requests say as much.
+_BIG: Final = 65_536
 _UNITS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
 #: Keys of all Redis loads, named as redis-benchmark names them.
 KEYS: Final = 10_000
@@ -184,9 +186,10 @@ class RedisLoad:
     def size(self, port: int, seconds: float) -> float:
         # With threads redis-benchmark looks only every quarter of a second whether it is done.
         alone = replace(self, threads=1)
-        probe = alone.run(port, _PROBE * (4 if self.pipeline > 1 else 1))
+        least = _PROBE if self.value_bytes <= _BIG else _PROBE // 20
+        probe = alone.run(port, least * (4 if self.pipeline > 1 else 1))
         # Enough for each connection that opening it does not count.
-        return max(_PROBE, 50 * self.connections, int(probe.per_second * seconds))
+        return max(least, 50 * self.connections, int(probe.per_second * seconds))
 
     def fill(self, port: int) -> None:
         """Write the keys, so that GETs find them: 20 random writes for each leave none out."""
