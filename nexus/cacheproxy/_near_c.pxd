@@ -67,7 +67,7 @@ cdef class Partition(Near):
     @cython.locals(scanner=CommandScanner, seq=int64_t, entries=int64_t)
     cdef object _read(
         self, Client client, bytearray data, Py_ssize_t position, Py_ssize_t stop,
-        Py_ssize_t count, bint known
+        Py_ssize_t count, int code
     )
     @cython.locals(scanner=CommandScanner, seq=int64_t, effect=int, kind=int, entries=int64_t)
     cdef object _note(

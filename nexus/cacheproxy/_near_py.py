@@ -169,7 +169,7 @@ class Partition(Near):
                 if client.held:
                     client.blocked |= HELD
                     break
-                self._read(client, data, position, stop, count, code > PENDING)
+                self._read(client, data, position, stop, count, code)
             else:
                 if client.held:
                     client.blocked |= HELD
@@ -254,9 +254,9 @@ class Partition(Near):
             client.answer(cut(table.buffer, 0, used))
 
     def _read(
-        self, client: Client, data: bytearray, position: int, stop: int, count: int, known: bool
+        self, client: Client, data: bytearray, position: int, stop: int, count: int, code: int
     ) -> None:
-        """A cacheable read goes down the link; ``known``: its reply is in the table.
+        """A cacheable read, of which the table said ``code``, goes down the link.
 
         One that is still asked for need not hold up the client's next hits: when it comes, it is
         of a later number than this read, which the client then waits for.
@@ -268,8 +268,9 @@ class Partition(Near):
             position + scanner.name_end, stop,
         )  # fmt: skip
         client.read_seq = seq
-        if known or entries:
+        if code > PENDING or entries:
             client.write_seq = seq
+        if code != MISS or entries:
             self.core.bypassed += 1
 
     def _note(self, client: Client, data: bytearray, position: int, stop: int, count: int) -> None:
