@@ -145,6 +145,8 @@ class StoppedClient:
 
 def _ended(process: subprocess.Popen[str], seconds: float) -> bool:
     """Whether it ends within that time; at once, where ``Popen.wait`` looks every 50 ms."""
+    if process.poll() is not None:
+        return True  # between two turns, before it was stopped
     descriptor = os.pidfd_open(process.pid)
     try:
         return bool(select.select([descriptor], [], [], seconds)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 import time
@@ -166,6 +167,17 @@ def test_a_client_that_ends_by_itself_has_no_more_turns() -> None:
             assert turns < 100
         assert client.result() == (3, 0)
     assert turns > 1
+
+
+def test_a_client_that_ended_before_it_was_stopped_is_done() -> None:
+    with StoppedClient([sys.executable, "-c", ENDING], lambda _: (1, 0)) as client:
+        assert client.turn()
+        process = client._process
+        assert process is not None
+        process.send_signal(signal.SIGCONT)
+        process.wait(10)
+        assert not client.turn()
+        assert client.result() == (1, 0)
 
 
 def test_what_a_reader_says_is_said() -> None:
