@@ -97,11 +97,17 @@ def _round(
     return rows
 
 
-def _fill(load: Load, filled: int, port: int) -> int:
-    """Write the keys where their values are not yet so long: near-caches stay warm otherwise."""
+def _fill(load: Load, filled: int, targets: Sequence[Target]) -> int:
+    """Write the keys where their values are not yet so long, and read each through everybody.
+
+    What keeps keys is to be measured with what it keeps, each of its workers.
+    """
     filler = load if isinstance(load, RedisLoad) else RedisLoad("get", 1)
     if filler.value_bytes != filled:
-        filler.fill(port)
+        filler.fill(targets[0].port)
+        reader = RedisLoad("get", 16, filler.value_bytes)
+        for target in targets:
+            reader.run(target.port, 20 * reader.keys)
     return filler.value_bytes
 
 
@@ -119,7 +125,7 @@ def _compare(scenario: Scenario, only: Sequence[str], rounds: int, seconds: floa
             filled = 0
             for load in loads:
                 if scenario.redis:
-                    filled = _fill(load, filled, stage.targets[0].port)
+                    filled = _fill(load, filled, stage.targets)
                 for target in targets:
                     if size := sizes.get((load.name, target.name)):
                         load.run(target.port, size * _WARM)
