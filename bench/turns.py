@@ -4,8 +4,7 @@ A virtual machine's speed may double from one second to the next, and what one r
 generator finds depends on which processes happen to share a processor in it. So every service has a
 client of its own that lives through all turns and works only in its own, stopped in between
 (SIGSTOP for load generators that are processes). What counts is all CPU time of a service over all
-operations of its client. Ten seconds of turns over five services give ratios with a standard error
-of 3 %; forty seconds of runs one after the other gave 4 %.
+operations of its client.
 
 A service that is not in turn is not asked, but it may be busy all the same: what it does then for
 its requests (exports of spans) belongs to it, what it does for nobody (timers) would count several
@@ -213,17 +212,21 @@ def in_turns(contenders: Mapping[_Name, Contender]) -> dict[_Name, Share]:
     backend's is that of the client's own turns, until it rests. Raises :class:`TurnsError`.
     """
     names = list(contenders)
-    pids = {name: c.proxy.pids() for name, c in contenders.items() if c.proxy}
+    proxies = {name: (c.proxy, c.proxy.pids()) for name, c in contenders.items() if c.proxy}
     behind = {name: c.backend.pids() for name, c in contenders.items()}
     seconds = dict.fromkeys(names, 0.0)
     backend = dict.fromkeys(names, 0.0)
+
+    def proxy_cpu() -> dict[_Name, float]:
+        return {name: proxy.cpu_seconds(pids) for name, (proxy, pids) in proxies.items()}
+
     with ExitStack() as stack:
         for contender in contenders.values():
             stack.enter_context(contender.client)
-        before = {name: _cpu(contenders[name].proxy, pids[name]) for name in pids}
+        before = proxy_cpu()
         time.sleep(_IDLE)
         started = time.perf_counter()
-        start = {name: _cpu(contenders[name].proxy, pids[name]) for name in pids}
+        start = proxy_cpu()
         working = names
         for _ in range(_ENDLESS):
             still = []
@@ -240,13 +243,13 @@ def in_turns(contenders: Mapping[_Name, Contender]) -> dict[_Name, Share]:
         else:
             raise TurnsError(f"not done after {_ENDLESS} turns: {', '.join(map(str, working))}")
         elapsed = time.perf_counter() - started
-        end = {name: _cpu(contenders[name].proxy, pids[name]) for name in pids}
+        end = proxy_cpu()
         results = {name: contenders[name].client.result() for name in names}
     used_by = {
         name: end[name]
         - start[name]
         - (start[name] - before[name]) / _IDLE * max(0.0, elapsed - seconds[name])
-        for name in pids
+        for name in proxies
     }
     for name, (operations, _) in results.items():
         if not operations:
@@ -273,7 +276,3 @@ def _rested(process: Process, pids: Sequence[int]) -> float:
             return now
         used = now
     return used
-
-
-def _cpu(process: Process | None, pids: Sequence[int]) -> float:
-    return process.cpu_seconds(pids) if process else 0.0
