@@ -10,13 +10,14 @@
 
 What noise cannot move is a ratio of two pieces of work that alternate in one process: machines
 differ, frequencies change and neighbours steal time, but they do it to both. So the baseline holds
-only ratios, compiled ÷ pure and compiled ÷ hiredis, of the least CPU time over many short rounds.
+only ratios, compiled ÷ pure and compiled ÷ hiredis, of CPU times measured one right after the
+other: the median of many such pairs.
 
 A slower kernel is slower against everything; one ratio alone only says that its reference changed.
-Where memory happens to lie moves a process's times by up to 20 %, so the baseline takes the least
-times of five processes, and a case that looks slower is measured again in new ones, until the least
-times of all are not slower any more or it is. Ratios still depend somewhat on the processor and the
-Python version; those of the baseline are recorded beside it.
+Where memory happens to lie moves a process's ratios by up to 30 %, so the median of several
+processes counts, with one seed for the hashes of strings; and a case that is not clearly as fast as
+it was is measured in some more. Ratios still depend somewhat on the processor and the Python
+version; those of the baseline are recorded beside it.
 """
 
 from __future__ import annotations
@@ -24,60 +25,60 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from statistics import median
 from time import thread_time_ns
 
 from bench.kernels import CASES, Case, NotBuiltError, Work, variants
 
-__all__ = ["TOLERANCE", "Finding", "judge", "main", "measure", "slowed"]
+__all__ = ["TOLERANCE", "Finding", "change", "judge", "main", "measure", "slowed"]
 
 BASELINES = Path(__file__).with_name("baselines.json")
 
 #: How much worse a ratio may be: above the noise of a busy 2-core machine (6 % seen, re-measured),
 #: well below the 30 % that must be caught.
 TOLERANCE = 0.15
+#: From here on a case is in doubt.
+DOUBT = 0.05
 #: Thread CPU time of one sample, long against the clock's own 0.3 µs and short against the
-#: scheduler's slice, so that many samples are undisturbed.
+#: scheduler's slice, so that most samples are undisturbed.
 SAMPLE_NS = 1_500_000
-ROUNDS = 40
-#: Rounds of a careful look: for baselines, and at a case that seems slower.
-CAREFUL_ROUNDS = 160
-#: New processes of a careful look, beside this one.
-PROCESSES = 4
+#: Pairs of samples in one process.
+ROUNDS = 25
+#: Processes of a first look, of a further one at cases in doubt, and of a baseline.
+FIRST, MORE, BASELINE = 3, 4, 11
 
-#: Nanoseconds of thread CPU time for one call, of each variant.
-Times = dict[str, float]
+#: ``{"pure": compiled ÷ pure, …}`` of one case.
+Ratios = dict[str, float]
 
 
-def measure(works: Mapping[str, Work], rounds: int) -> Times:
-    """The least time of each variant over ``rounds`` alternations."""
+def measure(works: Mapping[str, Work], rounds: int) -> Ratios:
+    """The median of ``rounds`` ratios to each reference, of samples one after the other."""
     counts = {name: _calls_for_a_sample(work) for name, work in works.items()}
-    least = dict.fromkeys(works, float("inf"))
+    found: dict[str, list[float]] = {name: [] for name in works if name != "compiled"}
     collecting = gc.isenabled()
     gc.disable()
     try:
         for _ in range(rounds):
-            for name, work in works.items():
-                least[name] = min(least[name], _time(work, counts[name]) / counts[name])
+            times = {name: _time(work, counts[name]) / counts[name] for name, work in works.items()}
+            for name, ratios in found.items():
+                ratios.append(times["compiled"] / times[name])
     finally:
         if collecting:
             gc.enable()
-    return least
+    return {name: median(ratios) for name, ratios in found.items()}
 
 
-def pool(looks: Sequence[Times]) -> Times:
-    """The least times of several looks."""
-    return {name: min(look[name] for look in looks) for name in looks[0]}
-
-
-def ratios(times: Times) -> dict[str, float]:
-    """``{"pure": compiled ÷ pure, …}``"""
-    return {name: times["compiled"] / time for name, time in times.items() if name != "compiled"}
+def pool(looks: Sequence[Ratios]) -> Ratios:
+    """The median of several looks."""
+    return {name: median(look[name] for look in looks) for name in looks[0]}
 
 
 def _time(work: Work, count: int) -> int:
@@ -96,18 +97,30 @@ def _calls_for_a_sample(work: Work) -> int:
 
 
 def slowed(work: Work, factor: float) -> Work:
-    """The same work done ``factor`` times on average: a kernel that got that much slower."""
-    owed = 0.0
+    """The same work, ``factor`` times as slow: a kernel that got that much slower.
 
-    def slow() -> None:
+    It is done more often, exact in tenths over ten calls. Where a sample has room for a few calls
+    only, that would leave some samples without any more of it, so there it is waited for instead.
+    """
+    owed, more = 0, round(10 * (factor - 1))
+
+    def oftener() -> None:
         nonlocal owed
         work()
-        owed += factor - 1
-        while owed >= 1:
+        owed += more
+        while owed >= 10:
             work()
-            owed -= 1
+            owed -= 10
 
-    return slow
+    def longer() -> None:
+        begun = thread_time_ns()
+        work()
+        until = begun + (thread_time_ns() - begun) * factor
+        while thread_time_ns() < until:
+            pass
+
+    work()
+    return longer if _time(work, 1) > SAMPLE_NS / 30 else oftener
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,7 @@ class Finding:
 
     @property
     def slower(self) -> bool:
-        """Whether the gate must fail."""
+        """Whether this ratio says so; the case is judged by :func:`change`."""
         return self.baseline is not None and self.ratio > self.baseline * (1 + self.tolerance)
 
     def __str__(self) -> str:
@@ -137,17 +150,25 @@ class Finding:
 
 
 def judge(
-    case: str, times: Times, baseline: Mapping[str, float], tolerance: float
+    case: str, ratios: Ratios, baseline: Mapping[str, float], tolerance: float
 ) -> list[Finding]:
-    """One finding for each reference; the case is slower when all of them are."""
+    """One finding for each reference."""
     return [
-        Finding(case, name, baseline.get(name), ratio, tolerance)
-        for name, ratio in ratios(times).items()
+        Finding(case, name, baseline.get(name), ratio, tolerance) for name, ratio in ratios.items()
     ]
 
 
-def _all_slower(findings: Sequence[Finding]) -> bool:
-    return all(finding.slower for finding in findings)
+def change(findings: Sequence[Finding]) -> float:
+    """By how much the case got slower, 0.3 for 30 %.
+
+    The geometric mean over its references, each of which has noise of its own; but no more than
+    three times what the least of them says, so that a reference that changed convicts nobody.
+    0 when there is no baseline yet.
+    """
+    factors = [each.ratio / each.baseline for each in findings if each.baseline is not None]
+    if not factors:
+        return 0.0
+    return min(prod(factors) ** (1 / len(factors)) - 1, max(0.0, 3 * (min(factors) - 1)))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -157,7 +178,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     mode.add_argument("--prove", action="store_true", help="slow each kernel by 30 %%: all red?")
     parser.add_argument("--only", default="", metavar="PREFIX", help="cases that begin so")
     parser.add_argument("--slow", action="append", default=[], metavar="PREFIX=FACTOR")
-    parser.add_argument("--measure", default="", metavar="CASE", help="print its times as JSON")
+    parser.add_argument("--measure", default="", metavar="CASE,…", help="print ratios as JSON")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     parser.add_argument("--baselines", type=Path, default=BASELINES)
     return parser.parse_args(arguments)
@@ -178,22 +199,29 @@ def _works(case: Case, factor: float) -> dict[str, Work]:
     return works
 
 
-def _in_new_process(case: Case, slow: Sequence[str]) -> Times:
-    """The case's times in a process whose memory lies elsewhere."""
-    command = [sys.executable, "-m", "bench.gate", "--measure", case.name]
+def _look(names: Sequence[str], slow: Sequence[str]) -> dict[str, Ratios]:
+    """Those cases in a process whose memory lies elsewhere."""
+    command = [sys.executable, "-m", "bench.gate", "--measure", ",".join(names)]
     command += [part for rule in slow for part in ("--slow", rule)]
     root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
-    times: Times = json.loads(done.stdout)
-    return times
+    seeded = os.environ | {"PYTHONHASHSEED": "1"}
+    done = subprocess.run(
+        command, cwd=root, env=seeded, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, Ratios] = json.loads(done.stdout)
+    return found
 
 
-def _update(cases: Sequence[Case], path: Path) -> int:
+def _pooled(looks: Sequence[dict[str, Ratios]]) -> dict[str, Ratios]:
+    """The median of those looks in which a case was measured."""
+    return {name: pool([look[name] for look in looks if name in look]) for name in looks[0]}
+
+
+def _update(names: Sequence[str], path: Path) -> int:
     kept = json.loads(path.read_text())["ratios"] if path.exists() else {}
-    for case in cases:
-        times = pool([_in_new_process(case, ()) for _ in range(PROCESSES + 1)])
-        kept[case.name] = {name: round(ratio, 5) for name, ratio in ratios(times).items()}
-        print(f"{case.name}: {kept[case.name]}", flush=True)
+    for name, ratios in _pooled([_look(names, ()) for _ in range(BASELINE)]).items():
+        kept[name] = {reference: float(f"{ratio:.3g}") for reference, ratio in ratios.items()}
+        print(f"{name}: {kept[name]}", flush=True)
     known = {case.name for case in CASES}
     made_with = {"python": platform.python_version(), "machine": platform.machine()}
     document = {"made_with": made_with, "ratios": {n: kept[n] for n in sorted(kept) if n in known}}
@@ -201,34 +229,33 @@ def _update(cases: Sequence[Case], path: Path) -> int:
     return 0
 
 
-def _slower(cases: Sequence[Case], options: argparse.Namespace) -> list[str]:
+def _slower(names: Sequence[str], options: argparse.Namespace) -> list[str]:
     """Names of the cases that are slower, confirmed; says what was found of each."""
     baselines = json.loads(options.baselines.read_text())["ratios"]
-    slower: list[str] = []
-    for case in cases:
-        baseline = baselines.get(case.name, {})
-        works = _works(case, _slow_factor(case.name, options.slow))
-        times = measure(works, ROUNDS)
-        findings = judge(case.name, times, baseline, options.tolerance)
-        looks = 0
-        while _all_slower(findings) and looks < PROCESSES:
-            looks += 1
-            times = pool([times, _in_new_process(case, options.slow)])
-            findings = judge(case.name, times, baseline, options.tolerance)
-        print(*findings, sep="\n", flush=True)
-        if looks:
-            print(f"{case.name}: looked again in {looks} new processes", flush=True)
-        if _all_slower(findings):
-            slower.append(case.name)
-    return slower
+
+    def findings(looks: Sequence[dict[str, Ratios]]) -> dict[str, list[Finding]]:
+        return {
+            name: judge(name, ratios, baselines.get(name, {}), options.tolerance)
+            for name, ratios in _pooled(looks).items()
+        }
+
+    looks = [_look(names, options.slow) for _ in range(FIRST)]
+    doubtful = [name for name, found in findings(looks).items() if change(found) > DOUBT]
+    if doubtful:
+        print(f"measured in {MORE} more processes: {', '.join(doubtful)}", flush=True)
+        looks += [_look(doubtful, options.slow) for _ in range(MORE)]
+    judged = findings(looks)
+    for found in judged.values():
+        print(*found, sep="\n")
+    return [name for name, found in judged.items() if change(found) > options.tolerance]
 
 
-def _prove(cases: Sequence[Case], options: argparse.Namespace) -> int:
+def _prove(names: Sequence[str], options: argparse.Namespace) -> int:
     """Every case is slowed by 30 %; each must be found slower."""
     options.slow = ["=1.3"]
-    caught = _slower(cases, options)
-    missed = [case.name for case in cases if case.name not in caught]
-    print(f"caught {len(caught)} of {len(cases)}" + "".join(f"\nMISSED {name}" for name in missed))
+    caught = _slower(names, options)
+    missed = [name for name in names if name not in caught]
+    print(f"caught {len(caught)} of {len(names)}" + "".join(f"\nMISSED {name}" for name in missed))
     return 1 if missed else 0
 
 
@@ -236,21 +263,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 no kernel is slower, 1 one is, 2 nothing could be measured."""
     options = _parse(arguments)
     options.baselines = options.baselines.resolve()
-    cases = [case for case in CASES if case.name.startswith(options.only)]
-    if not cases:
+    names = [case.name for case in CASES if case.name.startswith(options.only)]
+    if not names:
         print(f"bench.gate: no case begins with {options.only!r}", file=sys.stderr)
         return 2
     try:
         if options.measure:
-            (case,) = (case for case in CASES if case.name == options.measure)
-            works = _works(case, _slow_factor(case.name, options.slow))
-            print(json.dumps(measure(works, CAREFUL_ROUNDS)))
+            wanted = options.measure.split(",")
+            found = {
+                case.name: measure(_works(case, _slow_factor(case.name, options.slow)), ROUNDS)
+                for case in CASES
+                if case.name in wanted
+            }
+            print(json.dumps(found))
             return 0
         if options.update:
-            return _update(cases, options.baselines)
+            return _update(names, options.baselines)
         if options.prove:
-            return _prove(cases, options)
-        slower = _slower(cases, options)
+            return _prove(names, options)
+        slower = _slower(names, options)
     except (NotBuiltError, FileNotFoundError, subprocess.CalledProcessError) as error:
         print(f"bench.gate: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -37,16 +38,31 @@ def test_the_baseline_holds_ratios_of_every_case_and_nothing_else() -> None:
 
 
 def test_a_ratio_is_that_of_the_work() -> None:
-    times = gate.measure({"compiled": busy(2000), "pure": busy(8000)}, rounds=15)
-    assert 0.15 < gate.ratios(times)["pure"] < 0.4
+    ratios = gate.measure({"compiled": busy(2000), "pure": busy(8000)}, rounds=15)
+    assert 0.15 < ratios["pure"] < 0.4
 
 
 def test_slowing_does_the_work_more_often() -> None:
     calls = []
     slow = gate.slowed(lambda: calls.append(1), 1.3)
+    calls.clear()
     for _ in range(100):
         slow()
-    assert 129 <= len(calls) <= 130
+    assert len(calls) == 130
+
+
+def test_slowing_long_work_makes_each_call_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=1000)
+    monkeypatch.setattr(gate, "thread_time_ns", lambda: next(clock))
+
+    def work() -> None:
+        for _ in range(999):
+            next(clock)
+
+    slow = gate.slowed(work, 1.3)
+    begun = next(clock)
+    slow()
+    assert (next(clock) - begun) / 1_000_000 == pytest.approx(1.3, abs=0.01)
 
 
 def test_thirty_percent_more_work_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,27 +80,38 @@ def test_thirty_percent_more_work_is_found_and_named(monkeypatch: pytest.MonkeyP
     works = {"pure": costs(10_000), "hiredis": costs(2000)}
 
     def findings(compiled: Any) -> list[gate.Finding]:
-        times = gate.measure(works | {"compiled": compiled}, rounds=3)
-        return gate.judge("k.work", times, baseline, gate.TOLERANCE)
+        ratios = gate.measure(works | {"compiled": compiled}, rounds=3)
+        return gate.judge("k.work", ratios, baseline, gate.TOLERANCE)
 
     assert not any(finding.slower for finding in findings(costs(1000)))
-    assert not any(finding.slower for finding in findings(gate.slowed(costs(1000), 1.1)))
+    assert gate.change(findings(gate.slowed(costs(1000), 1.1))) == pytest.approx(0.1, abs=0.01)
     found = findings(gate.slowed(costs(1000), 1.3))
-    assert all(finding.slower for finding in found)
+    assert gate.change(found) == pytest.approx(0.3, abs=0.01)
     assert str(found[0]).startswith("k.work: SLOWER against pure: 0.13")
 
 
 def test_a_changed_reference_alone_is_no_slower_kernel() -> None:
     baseline = {"pure": 0.1, "hiredis": 0.5}
-    times = {"compiled": 10.0, "pure": 50.0, "hiredis": 20.0}
-    found = gate.judge("k", times, baseline, gate.TOLERANCE)
+    found = gate.judge("k", {"pure": 0.2, "hiredis": 0.5}, baseline, gate.TOLERANCE)
     assert [finding.slower for finding in found] == [True, False]
-    assert not gate._all_slower(found)
+    assert gate.change(found) == 0
 
 
-def test_looks_are_pooled_by_their_least_times() -> None:
-    looks = [{"compiled": 3.0, "pure": 10.0}, {"compiled": 2.0, "pure": 12.0}]
-    assert gate.ratios(gate.pool(looks)) == {"pure": 0.2}
+def test_the_noise_of_one_reference_hides_nothing() -> None:
+    baseline = {"pure": 0.1, "hiredis": 0.5}
+    found = gate.judge("k", {"pure": 0.13, "hiredis": 0.565}, baseline, gate.TOLERANCE)
+    assert [finding.slower for finding in found] == [True, False]
+    assert gate.change(found) > gate.TOLERANCE
+    assert gate.change(gate.judge("new", {"pure": 0.13}, {}, gate.TOLERANCE)) == 0
+
+
+def test_looks_are_pooled_by_their_median() -> None:
+    looks = [{"pure": 0.2}, {"pure": 0.3}, {"pure": 9.0}]
+    assert gate.pool(looks) == {"pure": 0.3}
+    assert gate._pooled([{"a": {"pure": 1.0}, "b": {"pure": 3.0}}, {"a": {"pure": 2.0}}]) == {
+        "a": {"pure": 1.5},
+        "b": {"pure": 3.0},
+    }
 
 
 @built
@@ -99,7 +126,8 @@ def test_every_case_runs(case: Case) -> None:
 def test_exit_status(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "PROCESSES", 1)
+    monkeypatch.setattr(gate, "FIRST", 1)
+    monkeypatch.setattr(gate, "MORE", 1)
     base = tmp_path / "baselines.json"
     arguments = ["--only", "wrr.sequence", "--baselines", str(base)]
     base.write_text(json.dumps({"ratios": {"wrr.sequence": {"pure": 100.0}}}))
