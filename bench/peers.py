@@ -9,7 +9,7 @@
 Every peer runs as one process with one worker thread, with the configuration in ``bench/peers/``;
 the scenarios are in :mod:`bench.scenarios`. Every round starts all afresh (where a process's memory
 happens to lie moves its cost by a tenth and more), and puts each under each load twice: alone for
-half a second, which gives the latencies, and then in turns of a tenth of a second with all others
+0.4 s, which gives the latencies, and then in turns of a twentieth of a second with all others
 (:mod:`bench.turns`), which gives the rate and the CPU of the proxy and of what is behind it per
 operation (user + system, all threads of a service summed). Ratios are those of all rounds' CPU per
 operation; everything else is a median over the rounds, memory (PSS) that after the load. JSON,
@@ -40,7 +40,7 @@ __all__ = ["main"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 #: Turns of every peer in a round, in runs of its own.
-_TURNS: Final = 2
+_TURNS: Final = 3
 #: Of a run, to warm up what was started afresh.
 _WARM: Final = 0.2
 #: Of a load that is to be refused: a bucket may still hold a token.
@@ -148,7 +148,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two rounds: does it run")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument(
-        "--seconds", type=float, default=0.5, help="of each run alone; twice that in turns"
+        "--seconds", type=float, default=0.4, help="of each run alone; thrice that in turns"
     )
     parser.add_argument("--only", default="", help="peers whose names begin so, comma-separated")
     parser.add_argument("--results", type=Path, help="directory; bench/results, quick: build/bench")
@@ -217,6 +217,7 @@ def _run(scenario: Scenario, options: argparse.Namespace) -> int:
         **about(),
         "rounds": options.rounds,
         "seconds": options.seconds,
+        "in_turns": options.seconds * _TURNS,
         "quick": options.quick,
         "left_out": skipped,
     }

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from bench.charts import Bar, bars
 from bench.record import dumped, rounded, taken_on
+from bench.turns import TURN
 
 __all__ = [
     "AGREEMENT",
@@ -141,9 +142,9 @@ def markdown(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
     lines = [f"# {about['title']}", ""]
     lines.append(
         f"{taken_on(about)}; {about['rounds']} rounds, each with all services started afresh: "
-        f"{about['seconds']:g} s alone for the latencies, {2 * about['seconds']:g} s in turns of "
-        "0.1 s with the others for all else (open loops and hundreds of connections: twice as "
-        "long); medians. Compare ratios within a table and CPU per "
+        f"{about['seconds']:g} s alone for the latencies, {about['in_turns']:g} s in turns of "
+        f"{TURN:g} s with the others for all else (open loops and hundreds of connections: twice "
+        "as long); medians. Compare ratios within a table and CPU per "
         "operation, not absolute rates. The last column is CPU per operation as a multiple of "
         f"{reference}'s, over all rounds but the tenth at either end; behind it the quartiles of "
         "the rounds' own ratios."

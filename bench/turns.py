@@ -1,4 +1,4 @@
-"""Several services under load in turns of a tenth of a second, so that all meet the same machine.
+"""Several services under load in turns of a twentieth of a second, so that all meet the same machine.
 
 A virtual machine's speed may double from one second to the next, and what one run of a load
 generator finds depends on which processes happen to share a processor in it. So every service has a
@@ -42,8 +42,9 @@ __all__ = [
 
 _Name = TypeVar("_Name", bound=Hashable)
 
-#: Seconds of one turn. With a fifth of it caches are cold for a good part, and all costs rise.
-TURN: Final = 0.1
+#: Seconds of one turn. For the same time in all, those of a tenth of a second leave half as much
+#: noise again in ratios; in those of a fiftieth caches are cold for a good part, and all costs rise.
+TURN: Final = 0.05
 #: Looks of a millisecond at a backend until it rests: it goes on for what a client had asked.
 _SETTLE: Final = 30
 #: CPU seconds in such a look that count as rest.
@@ -53,7 +54,7 @@ _IDLE: Final = 0.4
 #: Seconds that a load generator gets to end.
 _PATIENCE: Final = 30.0
 #: Turns after which something must be wrong.
-_ENDLESS: Final = 3000
+_ENDLESS: Final = 6000
 
 
 class TurnsError(Exception):

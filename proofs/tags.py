@@ -200,6 +200,7 @@ async def _run(stage: _Stage, state: _State) -> dict[str, Any]:
             await direct.ask(b"SLOWLOG", b"RESET")
             if options.sabotage:
                 state.gone = generation
+                await asyncio.sleep(0.05)  # longer than a small invalidation takes
             deleted = await asking[number % 2].ask(b"NEXUS", b"INVALIDATE", b"items")
             state.gone = generation
             numbers["miscounted"] += deleted != options.keys

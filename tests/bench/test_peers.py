@@ -101,6 +101,7 @@ ABOUT: dict[str, Any] = {
     "python": "3",
     "rounds": 3,
     "seconds": 1.0,
+    "in_turns": 3.0,
     "quick": True,
     "left_out": {"envoy": "no envoy"},
 }
