@@ -1,4 +1,4 @@
-"""Several services under load in turns of a twentieth of a second, so that all meet the same machine.
+"""Several services under load in turns of 50 ms, so that all meet the same machine.
 
 A virtual machine's speed may double from one second to the next, and what one run of a load
 generator finds depends on which processes happen to share a processor in it. So every service has a
@@ -42,8 +42,8 @@ __all__ = [
 
 _Name = TypeVar("_Name", bound=Hashable)
 
-#: Seconds of one turn. For the same time in all, those of a tenth of a second leave half as much
-#: noise again in ratios; in those of a fiftieth caches are cold for a good part, and all costs rise.
+#: Seconds of one turn. In longer ones the machine has changed before all had theirs; in those of a
+#: fiftieth caches are cold for a good part, and all costs rise.
 TURN: Final = 0.05
 #: Looks of a millisecond at a backend until it rests: it goes on for what a client had asked.
 _SETTLE: Final = 30

@@ -29,7 +29,13 @@ def page(tmp_path: Path) -> Path:
 def test_results_become_tables(tmp_path: Path, page: Path) -> None:
     assert "old" not in written(page, tmp_path)
     assert written(page, tmp_path).count("Nothing is measured yet.") == len(BLOCKS)
-    about = record.about() | {"rounds": 1, "seconds": 0.5, "in_turns": 1.5, "quick": False, "left_out": {}}
+    about = record.about() | {
+        "rounds": 1,
+        "seconds": 0.5,
+        "in_turns": 1.5,
+        "quick": False,
+        "left_out": {},
+    }
     peers = about | {"scenario": "redis", "title": "t", "reference": "twemproxy"}
     for_load = [
         Row("twemproxy", "open loop, GET", 1.0, 1.0, 2.0, 3.0, 10.0, 1.0, 1.0),
