@@ -7,13 +7,13 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections import deque
 from pathlib import Path
 from types import TracebackType
 
 import redis
+from support.preloaded import Service
 from support.waiting import eventually  # noqa: F401  (the modules here import it with the proxy)
 
 from nexus._speedups.respscan import ReplyScanner
@@ -32,11 +32,11 @@ class Proxy:
         env["NEXUS_NO_EXTENSIONS" if backend == "py" else "NEXUS_REQUIRE_EXTENSIONS"] = "1"
         self.host = "127.0.0.1"
         self._lines: deque[str] = deque(maxlen=400)
-        command = [sys.executable, "-m", "nexus.cacheproxy", "--redis", url]
-        command += ["--port", "0", "--admin-port", "0", *arguments]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=env | environ, stderr=subprocess.PIPE, text=True
-        )
+        command = ["--redis", url, "--port", "0", "--admin-port", "0", *arguments]
+        said, stderr = os.pipe()
+        self.process = Service("nexus.cacheproxy", command, env | environ, stderr=stderr)
+        os.close(stderr)
+        self._said = os.fdopen(said)
         self._ready = threading.Event()
         self.port = self.admin_port = 0
         threading.Thread(target=self._read, daemon=True).start()
@@ -45,13 +45,13 @@ class Proxy:
             raise RuntimeError("the cacheproxy did not start:\n" + "\n".join(self._lines))
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self._lines.append(line.rstrip())
-            found = re.search(r"ready on [\d.]+:(\d+), admin on [\d.]+:(\d+)", line)
-            if found:
-                self.port, self.admin_port = int(found[1]), int(found[2])
-                self._ready.set()
+        with self._said:
+            for line in self._said:
+                self._lines.append(line.rstrip())
+                found = re.search(r"ready on [\d.]+:(\d+), admin on [\d.]+:(\d+)", line)
+                if found:
+                    self.port, self.admin_port = int(found[1]), int(found[2])
+                    self._ready.set()
         self._ready.set()
 
     @property

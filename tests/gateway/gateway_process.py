@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.preloaded import Service
 from support.servers import free_port
 
 from nexus._speedups import COMPILED_MODULES, _built
@@ -178,12 +178,9 @@ class GatewayProcess:
         if self.backend == "py":
             environ.pop("NEXUS_REQUIRE_EXTENSIONS", None)
         self.log = (self.directory / "gateway.log").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "nexus.gateway", "--config", str(self.config_file)],
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            env=environ,
-        )
+        arguments = ["--config", str(self.config_file)]
+        log = self.log.fileno()
+        self.process = Service("nexus.gateway", arguments, environ, stdout=log, stderr=log)
         self._wait_ready()
         return self
 
