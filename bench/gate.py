@@ -13,11 +13,11 @@ differ, frequencies change and neighbours steal time, but they do it to both. So
 only ratios, compiled ÷ pure and compiled ÷ hiredis, of CPU times measured one right after the
 other: the median of many such pairs.
 
-A slower kernel is slower against everything; one ratio alone only says that its reference changed.
-Where memory happens to lie moves a process's ratios by up to 30 %, so the median of several
-processes counts, with one seed for the hashes of strings; and a case that is not clearly as fast as
-it was is measured in some more. Ratios still depend somewhat on the processor and the Python
-version; those of the baseline are recorded beside it.
+A slower kernel is slower against everything; one ratio alone may only say that its reference
+changed (:func:`change`). Where memory happens to lie moves a process's ratios by up to 30 %, so the
+median of several processes counts, with one seed for the hashes of strings; and a case that is not
+clearly as fast as it was is measured in some more. Ratios still depend somewhat on the processor and
+the Python version; those of the baseline are recorded beside it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ __all__ = ["TOLERANCE", "Finding", "change", "judge", "main", "measure", "slowed
 
 BASELINES = Path(__file__).with_name("baselines.json")
 
-#: How much worse a ratio may be: above the noise of a busy 2-core machine (6 % seen, re-measured),
-#: well below the 30 % that must be caught.
+#: How much slower a case may be: above the noise of a busy 2-core machine (10 % seen), well below
+#: the 30 % that must be caught.
 TOLERANCE = 0.15
 #: From here on a case is in doubt.
 DOUBT = 0.05
@@ -99,18 +99,18 @@ def _calls_for_a_sample(work: Work) -> int:
 def slowed(work: Work, factor: float) -> Work:
     """The same work, ``factor`` times as slow: a kernel that got that much slower.
 
-    It is done more often, exact in tenths over ten calls. Where a sample has room for a few calls
+    It is done more often, exact in hundredths. Where a sample has room for a few calls
     only, that would leave some samples without any more of it, so there it is waited for instead.
     """
-    owed, more = 0, round(10 * (factor - 1))
+    owed, more = 0, round(100 * (factor - 1))
 
     def oftener() -> None:
         nonlocal owed
         work()
         owed += more
-        while owed >= 10:
+        while owed >= 100:
             work()
-            owed -= 10
+            owed -= 100
 
     def longer() -> None:
         begun = thread_time_ns()
@@ -124,50 +124,35 @@ def slowed(work: Work, factor: float) -> Work:
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one ratio of one case."""
+    """What became of one ratio of a case."""
 
-    case: str
     against: str
     baseline: float | None
     ratio: float
-    tolerance: float
-
-    @property
-    def slower(self) -> bool:
-        """Whether this ratio says so; the case is judged by :func:`change`."""
-        return self.baseline is not None and self.ratio > self.baseline * (1 + self.tolerance)
 
     def __str__(self) -> str:
         if self.baseline is None:
-            return f"{self.case}: new against {self.against}: {self.ratio:.4f}"
+            return f"{self.against} {self.ratio:.4f} (new)"
         change = self.ratio / self.baseline - 1
-        verdict = "SLOWER" if self.slower else "faster" if change < -self.tolerance else "ok"
-        return (
-            f"{self.case}: {verdict} against {self.against}: "
-            f"{self.ratio:.4f}, baseline {self.baseline:.4f} ({change:+.0%})"
-        )
+        return f"{self.against} {self.ratio:.4f}, baseline {self.baseline:.4f} ({change:+.0%})"
 
 
-def judge(
-    case: str, ratios: Ratios, baseline: Mapping[str, float], tolerance: float
-) -> list[Finding]:
+def judge(ratios: Ratios, baseline: Mapping[str, float]) -> list[Finding]:
     """One finding for each reference."""
-    return [
-        Finding(case, name, baseline.get(name), ratio, tolerance) for name, ratio in ratios.items()
-    ]
+    return [Finding(name, baseline.get(name), ratio) for name, ratio in ratios.items()]
 
 
 def change(findings: Sequence[Finding]) -> float:
     """By how much the case got slower, 0.3 for 30 %.
 
     The geometric mean over its references, each of which has noise of its own; but no more than
-    three times what the least of them says, so that a reference that changed convicts nobody.
+    twice what the least of them says, so that a reference that changed convicts nobody.
     0 when there is no baseline yet.
     """
     factors = [each.ratio / each.baseline for each in findings if each.baseline is not None]
     if not factors:
         return 0.0
-    return min(prod(factors) ** (1 / len(factors)) - 1, max(0.0, 3 * (min(factors) - 1)))
+    return min(prod(factors) ** (1 / len(factors)) - 1, max(0.0, 2 * (min(factors) - 1)))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -234,7 +219,7 @@ def _slower(names: Sequence[str], options: argparse.Namespace) -> list[str]:
 
     def findings(looks: Sequence[dict[str, Ratios]]) -> dict[str, list[Finding]]:
         return {
-            name: judge(name, ratios, baselines.get(name, {}), options.tolerance)
+            name: judge(ratios, baselines.get(name, {}))
             for name, ratios in _pooled(looks).items()
         }
 
@@ -243,10 +228,12 @@ def _slower(names: Sequence[str], options: argparse.Namespace) -> list[str]:
     if doubtful:
         print(f"measured in {MORE} more processes: {', '.join(doubtful)}", flush=True)
         looks += [_look(doubtful, options.slow) for _ in range(MORE)]
-    judged = findings(looks)
-    for found in judged.values():
-        print(*found, sep="\n")
-    return [name for name, found in judged.items() if change(found) > options.tolerance]
+    changes = {}
+    for name, found in findings(looks).items():
+        changed = changes[name] = change(found)
+        verdict = "SLOWER" if changed > options.tolerance else "ok"
+        print(f"{name}: {verdict} ({changed:+.0%}): {'; '.join(map(str, found))}")
+    return [name for name, changed in changes.items() if changed > options.tolerance]
 
 
 def _prove(names: Sequence[str], options: argparse.Namespace) -> int:

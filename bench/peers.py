@@ -9,7 +9,7 @@
 Every peer runs as one process with one worker thread, with the configuration in ``bench/peers/``;
 the scenarios are in :mod:`bench.scenarios`. Every round starts all afresh (where a process's memory
 happens to lie moves its cost by a tenth and more), and puts each under each load twice: alone for
-0.4 s, which gives the latencies, and then in turns of a twentieth of a second with all others
+0.4 s, which gives the latencies, and then in turns of 50 ms with all others
 (:mod:`bench.turns`), which gives the rate and the CPU of the proxy and of what is behind it per
 operation (user + system, all threads of a service summed). Ratios are those of all rounds' CPU per
 operation; everything else is a median over the rounds, memory (PSS) that after the load. JSON,

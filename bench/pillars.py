@@ -6,7 +6,7 @@
     python -m bench.pillars --gateway    a gateway under load, pillars on in turns with none
 
 The first compares like with like in one process, least time of many rounds. The second is CPU time
-(user and system) of the gateway per request: all configurations take turns of a tenth of a second
+(user and system) of the gateway per request: all configurations take turns
 (:mod:`bench.turns`), and every round starts them afresh; needs nginx and wrk.
 """
 

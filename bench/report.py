@@ -107,8 +107,8 @@ def _median(group: Sequence[Row]) -> Row:
 def ratios(rows: Sequence[Row], reference: str) -> dict[tuple[str, str], Ratio]:
     """(load, target) → the target beside the reference under that load.
 
-    Each run is compared with the reference's run in the same group: they took turns of a tenth of a
-    second, so what the machine did at the time divides out.
+    Each run is compared with the reference's run in the same group: they took turns,
+    so what the machine did at the time divides out.
     """
     base = {
         (row.load, row.group): row.cost_us

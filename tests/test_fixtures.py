@@ -31,7 +31,9 @@ def test_a_forked_service_is_as_one_started_by_itself(
     def start(*arguments: str, **environ: str) -> Service:
         with output.open("w") as stream:
             number = stream.fileno()
-            return Service("nexus.gateway", arguments, os.environ | environ, number, number)
+            service = Service("nexus.gateway", arguments, os.environ | environ, number, number)
+        assert (service._fresh is not None) == bool(fresh)
+        return service
 
     checked = start("--check", NEXUS_GATEWAY_DRAIN_SECONDS="7.5")
     assert checked.wait(30) == checked.poll() == 0
@@ -40,7 +42,7 @@ def test_a_forked_service_is_as_one_started_by_itself(
     assert "nowhere.yaml" in output.read_text()
     ports = ["--port", str(free_port()), "--admin-port", str(free_port())]
     running = start("--host", "127.0.0.1", *ports, NEXUS_GATEWAY_KAFKA_ENABLED="false")
-    assert eventually(lambda: "ready" in output.read_text())
+    assert eventually(lambda: " ready on " in output.read_text())
     assert running.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         running.wait(0.01)

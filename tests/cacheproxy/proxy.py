@@ -34,9 +34,14 @@ class Proxy:
         self._lines: deque[str] = deque(maxlen=400)
         command = ["--redis", url, "--port", "0", "--admin-port", "0", *arguments]
         said, stderr = os.pipe()
-        self.process = Service("nexus.cacheproxy", command, env | environ, stderr=stderr)
-        os.close(stderr)
         self._said = os.fdopen(said)
+        try:
+            self.process = Service("nexus.cacheproxy", command, env | environ, stderr=stderr)
+        except BaseException:
+            self._said.close()
+            raise
+        finally:
+            os.close(stderr)
         self._ready = threading.Event()
         self.port = self.admin_port = 0
         threading.Thread(target=self._read, daemon=True).start()

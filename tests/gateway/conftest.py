@@ -64,7 +64,10 @@ def start_gateway(
     ) -> GatewayProcess:
         directory = tmp_path / str(len(started))
         directory.mkdir()
-        process = GatewayProcess(directory, request.param, upstreams, overrides, environ or {})
+        environ = dict(environ or {})
+        if started:  # gateways agree on what they share, not on how they hash
+            environ.setdefault("PYTHONHASHSEED", "2")
+        process = GatewayProcess(directory, request.param, upstreams, overrides, environ)
         started.append(process.start())
         return process
 

@@ -1,10 +1,14 @@
 """Services forked from a process that has imported them already.
 
 The suite starts hundreds of services, and most of what a start costs is imports. So of each service
-and backend one process of this module imports it, and forks whenever one is asked for; from there on
-it does what ``python -m nexus.gateway`` does after its imports: the same ``main``, a process with
-signals, environment and streams of its own. ``NEXUS_TEST_FRESH=1`` starts each by itself, and what
-is tested about the start itself (``tests/up``, ``tests/packaging``, commands) always does.
+and backend one process of this module, an origin, imports it, and forks whenever one is asked for;
+from there on it does what ``python -m nexus.gateway`` does after its imports: the same ``main``, a
+process with signals, environment and streams of its own. ``NEXUS_TEST_FRESH=1`` starts each by
+itself, and what is tested about the start itself (``tests/up``, ``tests/packaging``, commands)
+always does.
+
+Services of one origin hash strings alike, which those of a user do not: where several have to agree,
+give one of them a ``PYTHONHASHSEED`` of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +34,11 @@ __all__ = ["Service"]
 ROOT = Path(__file__).resolve().parents[2]
 #: Bytes of a request: arguments and environment.
 _REQUEST = 1 << 20
-#: What an import depends on, by how its name begins; a value that is not ours needs a fresh start.
-_IMPORTS_DEPEND = ("PYTHON", "SSL_", "LD_")
+#: Variables that imports depend on begin so; of each set of their values there is an origin.
+_IMPORTS_DEPEND = (
+    *("NEXUS_NO_EXTENSIONS", "NEXUS_REQUIRE_EXTENSIONS", "PYTHON", "SSL_", "OPENSSL_", "OTEL_PYTHON"),
+    *("LD_", "MALLOC_", "GLIBC_", "LC_", "LANG", "TZ"),
+)
 
 
 class Service:
@@ -48,7 +55,7 @@ class Service:
         streams = (1 if stdout is None else stdout, 2 if stderr is None else stderr)
         self.returncode: int | None = None
         self._fresh: subprocess.Popen[bytes] | None = None
-        if os.environ.get("NEXUS_TEST_FRESH") or _imports(env) != _imports(os.environ):
+        if os.environ.get("NEXUS_TEST_FRESH"):
             command = [sys.executable, "-m", module, *arguments]
             self._fresh = subprocess.Popen(command, env=env, stdout=streams[0], stderr=streams[1])
             self.pid = self._fresh.pid
@@ -56,7 +63,11 @@ class Service:
         self._origin = _origin(module, env)
         self.pid = self._origin.fork(arguments, env, streams)
         # Its own number until it is waited for, so nobody else's is signalled.
-        self._descriptor = os.pidfd_open(self.pid)
+        try:
+            self._descriptor = os.pidfd_open(self.pid)
+        except OSError:
+            os.kill(self.pid, signal.SIGKILL)
+            raise
 
     def poll(self) -> int | None:
         """Its exit code (minus the signal's number), or None while it runs."""
@@ -73,7 +84,7 @@ class Service:
             return self.returncode
         poller = select.poll()  # select() refuses descriptors above 1023
         poller.register(self._descriptor, select.POLLIN)
-        if not poller.poll(None if timeout is None else timeout * 1000):
+        if not poller.poll(None if timeout is None else max(0.0, timeout) * 1000):
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
         self.returncode = self._origin.status(self.pid)
         os.close(self._descriptor)
@@ -97,16 +108,14 @@ class Service:
         self.send_signal(signal.SIGKILL)
 
 
-def _imports(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in environ.items() if name.startswith(_IMPORTS_DEPEND)}
-
-
 class _Origin:
     """The process that has imported a service; ends with this one."""
 
     def __init__(self, module: str, env: Mapping[str, str]) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST)
+        self._name = f"the process that forks {module}"
+        self.usable = True
         path = os.pathsep.join([str(ROOT / "tests"), env.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, module, str(theirs.fileno())],
@@ -123,7 +132,7 @@ class _Origin:
         self, arguments: Sequence[str], env: Mapping[str, str], streams: tuple[int, int]
     ) -> int:
         """Process id of a new one."""
-        request = {"arguments": list(arguments), "environ": dict(env), "directory": os.getcwd()}
+        request = {"arguments": list(arguments), "environ": dict(env), "directory": str(Path.cwd())}
         return self._ask(request, streams)
 
     def status(self, pid: int) -> int:
@@ -132,10 +141,18 @@ class _Origin:
 
     def _ask(self, request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> int:
         with self._one_at_a_time:
-            socket.send_fds(self._control, [json.dumps(request).encode()], descriptors)
-            answer = self._control.recv(64)
-        if not answer:
-            raise RuntimeError(f"{' '.join(map(str, self._process.args))} ended")
+            if not self.usable:
+                raise RuntimeError("the process that this service was forked from has ended")
+            # Whatever interrupts it leaves an answer that the next request must not take for its own.
+            self.usable = False
+            try:
+                socket.send_fds(self._control, [json.dumps(request).encode()], descriptors)
+                answer = self._control.recv(64)
+            except OSError as error:
+                raise RuntimeError(f"{self._name}: {error}") from error
+            if not answer:
+                raise RuntimeError(f"{self._name} ended: what it wrote says why")
+            self.usable = True
         return int(answer)
 
     def _end(self) -> None:
@@ -143,14 +160,15 @@ class _Origin:
         self._process.wait()
 
 
-_origins: dict[tuple[str, ...], _Origin] = {}
+_origins: dict[Hashable, _Origin] = {}
 _asking = threading.Lock()
 
 
 def _origin(module: str, env: Mapping[str, str]) -> _Origin:
-    key = (module, env.get("NEXUS_NO_EXTENSIONS", ""), env.get("NEXUS_REQUIRE_EXTENSIONS", ""))
+    depends = sorted((name, env[name]) for name in env if name.startswith(_IMPORTS_DEPEND))
+    key = (module, tuple(depends))
     with _asking:
-        if key not in _origins:
+        if key not in _origins or not _origins[key].usable:
             _origins[key] = _Origin(module, env)
         return _origins[key]
 
