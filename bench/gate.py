@@ -16,8 +16,8 @@ other: the median of many such pairs.
 A slower kernel is slower against everything; one ratio alone may only say that its reference
 changed (:func:`change`). Where memory happens to lie moves a process's ratios by up to 30 %, so the
 median of several processes counts, with one seed for the hashes of strings; and a case that is not
-clearly as fast as it was is measured in some more. Ratios still depend somewhat on the processor and
-the Python version; those of the baseline are recorded beside it.
+clearly as fast as it was is measured in some more. Ratios still depend somewhat on the processor
+and the Python version; those of the baseline are recorded beside it.
 """
 
 from __future__ import annotations

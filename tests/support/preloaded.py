@@ -7,7 +7,7 @@ process with signals, environment and streams of its own. ``NEXUS_TEST_FRESH=1``
 itself, and what is tested about the start itself (``tests/up``, ``tests/packaging``, commands)
 always does.
 
-Services of one origin hash strings alike, which those of a user do not: where several have to agree,
+Services of one origin hash strings alike, which those of a user do not. Where several must agree,
 give one of them a ``PYTHONHASHSEED`` of its own.
 """
 
@@ -36,13 +36,13 @@ ROOT = Path(__file__).resolve().parents[2]
 _REQUEST = 1 << 20
 #: Variables that imports depend on begin so; of each set of their values there is an origin.
 _IMPORTS_DEPEND = (
-    *("NEXUS_NO_EXTENSIONS", "NEXUS_REQUIRE_EXTENSIONS", "PYTHON", "SSL_", "OPENSSL_", "OTEL_PYTHON"),
-    *("LD_", "MALLOC_", "GLIBC_", "LC_", "LANG", "TZ"),
+    *("NEXUS_NO_EXTENSIONS", "NEXUS_REQUIRE_EXTENSIONS", "OTEL_PYTHON", "PYTHON"),
+    *("SSL_", "OPENSSL_", "LD_", "MALLOC_", "GLIBC_", "LC_", "LANG", "TZ"),
 )
 
 
 class Service:
-    """A running ``python -m MODULE ARGUMENTS``, with what tests use of :class:`subprocess.Popen`."""
+    """``python -m MODULE ARGUMENTS``, with what tests use of :class:`subprocess.Popen`."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class _Origin:
         with self._one_at_a_time:
             if not self.usable:
                 raise RuntimeError("the process that this service was forked from has ended")
-            # Whatever interrupts it leaves an answer that the next request must not take for its own.
+            # Whatever interrupts it leaves an answer that the next request must not take.
             self.usable = False
             try:
                 socket.send_fds(self._control, [json.dumps(request).encode()], descriptors)
