@@ -1,4 +1,4 @@
-"""What an operation costs as the work grows: connections, values, keys, workers, routes.
+"""What an operation costs as the work grows: connections, values, keys, workers, routes, series.
 
 ::
 
@@ -15,9 +15,11 @@ line is the wish. JSON, Markdown and a chart go to ``bench/results/growth.*``.
 from __future__ import annotations
 
 import argparse
+import http.client
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -68,6 +70,7 @@ def _peer(scenario: str, name: str) -> Peer:
 _PROXY: Final = _peer("redis", "nexus")
 _CACHED: Final = _peer("redis-cached", "nexus, near-cache")
 _GATEWAY: Final = _peer("http", "nexus")
+_OBSERVED: Final = _peer("http-features", "nexus, observed")
 _GET: Final = "/api/products"
 
 
@@ -75,12 +78,34 @@ def _workers(peer: Peer, n: int) -> Peer:
     return replace(peer, command=(*peer.command, "--workers", str(n)))
 
 
+def _with_routes(peer: Peer, n: int) -> Peer:
+    routes = [{"path": f"/svc-{i}/items/{{id}}", "name": f"svc-{i}"} for i in range(n)]
+    return replace(peer, appended=yaml.safe_dump({"routes": routes}))
+
+
 def _routed(n: int) -> tuple[Peer, Load]:
     """``n`` routes, of which the load asks one in the middle."""
-    routes = [{"path": f"/svc-{i}/items/{{id}}", "name": f"svc-{i}"} for i in range(n)]
-    text = yaml.safe_dump({"routes": routes})
-    peer = replace(_GATEWAY, appended=text)
-    return peer, WrkLoad(f"{n} routes", f"/svc-{n // 2}/items/7")
+    return _with_routes(_GATEWAY, n), WrkLoad(f"{n} routes", f"/svc-{n // 2}/items/7")
+
+
+@dataclass(frozen=True)
+class _Scrapes(WrkLoad):
+    """``/metrics``, one after the other, when each of ``routes`` routes was asked once."""
+
+    routes: int = 1
+
+    def size(self, port: int, seconds: float) -> float:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        with closing(connection):
+            for i in range(self.routes):
+                connection.request("GET", f"/svc-{i}/items/7")
+                connection.getresponse().read()
+        return super().size(port, seconds)
+
+
+def _scraped(n: int) -> tuple[Peer, Load]:
+    load = _Scrapes(f"{n} routes", "/metrics", connections=1, routes=n)
+    return _with_routes(_OBSERVED, n), load
 
 
 AXES: Final = {
@@ -136,6 +161,13 @@ AXES: Final = {
             lambda n: (_workers(_GATEWAY, n), WrkLoad("64 connections", _GET)),
         ),
         Axis("gateway-routes", "Gateway, bare: routes", "http", (1, 10, 100, 1000), _routed),
+        Axis(
+            "gateway-series",
+            "Gateway: routes with series of their own, a scrape",
+            "http",
+            (1, 10, 100, 1000),
+            _scraped,
+        ),
     )
 }
 
