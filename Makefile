@@ -82,7 +82,7 @@ bench-consumer: build ## events per second through the consumer, effects include
 	    $(ARGS); status=$$?; scripts/kafka-dev stop --name bench --purge; exit $$status
 
 .PHONY: bench-growth
-bench-growth: build ## what an operation costs as connections, keys, values, workers, routes grow
+bench-growth: build ## what an operation costs as connections, keys, values, workers, routes, series grow
 	@$(BIN)/python -m bench.growth $(ARGS)
 
 .PHONY: figures

@@ -219,8 +219,7 @@ def _slower(names: Sequence[str], options: argparse.Namespace) -> list[str]:
 
     def findings(looks: Sequence[dict[str, Ratios]]) -> dict[str, list[Finding]]:
         return {
-            name: judge(ratios, baselines.get(name, {}))
-            for name, ratios in _pooled(looks).items()
+            name: judge(ratios, baselines.get(name, {})) for name, ratios in _pooled(looks).items()
         }
 
     looks = [_look(names, options.slow) for _ in range(FIRST)]

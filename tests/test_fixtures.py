@@ -27,6 +27,10 @@ def test_a_forked_service_is_as_one_started_by_itself(
     monkeypatch.setenv("NEXUS_TEST_FRESH", fresh)
     monkeypatch.chdir(tmp_path)
     output = Path("output")
+    Path("services.json").write_text('{"services": [{"url": "http://127.0.0.1:1", "weight": 1}]}')
+
+    monkeypatch.setenv("NEXUS_GATEWAY_AUTH__ENABLED", "false")
+    monkeypatch.setenv("NEXUS_GATEWAY_KAFKA__ENABLED", "false")
 
     def start(*arguments: str, **environ: str) -> Service:
         with output.open("w") as stream:
@@ -41,7 +45,7 @@ def test_a_forked_service_is_as_one_started_by_itself(
     assert start("--config", "nowhere.yaml").wait(30) == 2
     assert "nowhere.yaml" in output.read_text()
     ports = ["--port", str(free_port()), "--admin-port", str(free_port())]
-    running = start("--host", "127.0.0.1", *ports, NEXUS_GATEWAY_KAFKA_ENABLED="false")
+    running = start("--host", "127.0.0.1", *ports)
     assert eventually(lambda: " ready on " in output.read_text())
     assert running.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
@@ -50,6 +54,6 @@ def test_a_forked_service_is_as_one_started_by_itself(
     running.send_signal(signal.SIGINT)
     assert running.wait(30) == 0
     running.kill()  # nothing is there any more
-    killed = start("--host", "127.0.0.1", *ports, NEXUS_GATEWAY_KAFKA_ENABLED="false")
+    killed = start("--host", "127.0.0.1", *ports)
     killed.kill()
     assert killed.wait(30) == -signal.SIGKILL
