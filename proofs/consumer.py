@@ -63,6 +63,7 @@ _ROUTE_EVENTS: Final = 2000
 _WORKERS: Final = 2
 
 _JOINED: Final = re.compile(r'"message":"joined the group.*?"worker":(\d+)')
+_READY: Final = re.compile(r'"message":"[^"]* ready[^"]*, admin on ')
 
 
 @dataclass
@@ -165,8 +166,9 @@ class Member:
         return True
 
     def joined(self) -> bool:
-        """Whether both workers have been in the group."""
-        return len(set(_JOINED.findall(self.log.read_text()))) == _WORKERS
+        """Whether the service is ready, and both workers have been in the group."""
+        text = self.log.read_text()
+        return bool(_READY.search(text)) and len(set(_JOINED.findall(text))) == _WORKERS
 
     def end(self) -> int:
         """SIGTERM, at the latest SIGKILL."""
