@@ -27,8 +27,6 @@ __all__ = [
 #: Two runs agree when no ratio of CPU per operation differs by more.
 AGREEMENT: Final = 0.10
 
-#: Share of the rounds that is left out at either end of their ratios.
-_TRIMMED: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ class Row:
 class Ratio:
     """CPU per operation as a multiple of the reference's.
 
-    ``middle`` is all rounds' cost over all rounds' cost of the reference, without the tenth of the
-    rounds at either end; ``low`` and ``high`` are the quartiles of the rounds' own ratios.
+    ``middle`` is all rounds' cost over all rounds' cost of the reference; ``low`` and ``high`` are
+    the quartiles of the rounds' own ratios.
     """
 
     middle: float
@@ -107,8 +105,8 @@ def _median(group: Sequence[Row]) -> Row:
 def ratios(rows: Sequence[Row], reference: str) -> dict[tuple[str, str], Ratio]:
     """(load, target) → the target beside the reference under that load.
 
-    Each run is compared with the reference's run in the same group: they took turns,
-    so what the machine did at the time divides out.
+    Each run is compared with the reference's run in the same group: they took turns, so what the
+    machine did at the time divides out.
     """
     base = {
         (row.load, row.group): row.cost_us
@@ -124,14 +122,11 @@ def ratios(rows: Sequence[Row], reference: str) -> dict[tuple[str, str], Ratio]:
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
-    ordered = sorted(pairs, key=lambda pair: pair[0] / pair[1])
-    ratios = [ours / theirs for ours, theirs in ordered]
+    ratios = [ours / theirs for ours, theirs in pairs]
     if len(ratios) == 1:
         return Ratio(ratios[0], ratios[0], ratios[0])
     low, _, high = quantiles(ratios, n=4, method="inclusive")
-    cut = round(len(ordered) * _TRIMMED)
-    kept = ordered[cut : len(ordered) - cut]
-    middle = sum(ours for ours, _ in kept) / sum(theirs for _, theirs in kept)
+    middle = sum(ours for ours, _ in pairs) / sum(theirs for _, theirs in pairs)
     return Ratio(middle, low, high)
 
 
@@ -146,8 +141,7 @@ def markdown(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"{TURN:g} s with the others for all else (open loops and hundreds of connections: twice "
         "as long); medians. Compare ratios within a table and CPU per "
         "operation, not absolute rates. The last column is CPU per operation as a multiple of "
-        f"{reference}'s, over all rounds but the tenth at either end; behind it the quartiles of "
-        "the rounds' own ratios."
+        f"{reference}'s, over all rounds; behind it the quartiles of the rounds' own ratios."
     )
     lines += ["", f"Command: `python -m bench.peers {about['scenario']}`"]
     if about["quick"]:
