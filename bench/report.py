@@ -28,7 +28,6 @@ __all__ = [
 AGREEMENT: Final = 0.10
 
 
-
 @dataclass(frozen=True)
 class Row:
     """One run of one load against one target; also a median of such runs.
