@@ -256,7 +256,7 @@ def _write(directory: Path, about: Mapping[str, Any], points: Sequence[Point]) -
     (directory / f"{stem}.md").write_text(markdown(about, points))
     series: dict[str, list[tuple[float, float]]] = {}
     for point in points:
-        if point.axis != "proxy-values":  # bytes cost by themselves
+        if point.axis not in ("proxy-values", "gateway-series"):  # these cost by themselves
             series.setdefault(AXES[point.axis].title, []).append((point.n, point.multiple))
     if series:
         chart = directory / f"{stem}.svg"
@@ -289,6 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         part for part in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if part
     )
     points: list[Point] = []
+    status = 0
     for axis in [AXES[name] for name in options.axes or AXES]:
         needs = SCENARIOS[axis.scenario].needs
         if missing := [f"{tool} ({SOURCES[tool]})" for tool in needs if which(tool) is None]:
@@ -296,18 +297,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         try:
             found = _measure(axis, options.rounds, options.seconds)
-        except (ProcessError, LoadError, TurnsError) as error:
+        except (ProcessError, LoadError, TurnsError, OSError, http.client.HTTPException) as error:
             print(f"bench.growth: {axis.name}: {error}", file=sys.stderr)
-            return 1
+            status = 1  # what the others have found is written all the same
+            continue
         print(*found, sep="\n", flush=True)
         points += found
+    if not points:
+        return status
     document = about() | {
         "rounds": options.rounds,
         "seconds": options.seconds,
         "quick": options.quick,
     }
     _write(directory, document, points)
-    return 0
+    return status
 
 
 if __name__ == "__main__":
