@@ -99,8 +99,8 @@ def _calls_for_a_sample(work: Work) -> int:
 def slowed(work: Work, factor: float) -> Work:
     """The same work, ``factor`` times as slow: a kernel that got that much slower.
 
-    It is done more often, exact in hundredths. Where a sample has room for a few calls
-    only, that would leave some samples without any more of it, so there it is waited for instead.
+    It is done more often, exact in hundredths. Where a sample has room for a few calls only, that
+    would leave some samples without any more of it, so there the time is waited for instead.
     """
     owed, more = 0, round(100 * (factor - 1))
 

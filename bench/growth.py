@@ -6,8 +6,8 @@
     python -m bench.growth --list
 
 All points of an axis are up at the same time, each a service of its own, and take turns
-(:mod:`bench.turns`): a machine whose speed changes meanwhile does it to all. Every
-round starts them afresh. Reported are the CPU of the service per operation as a multiple of the
+(:mod:`bench.turns`): a machine whose speed changes meanwhile does it to all. Every round starts
+them afresh. Reported are the CPU of the service per operation as a multiple of the
 first point's, over all rounds, and medians of that CPU, the rate, and memory afterwards. A flat
 line is the wish. JSON, Markdown and a chart go to ``bench/results/growth.*``.
 """
