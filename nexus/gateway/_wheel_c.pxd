@@ -19,6 +19,7 @@ cdef class Wheel:
     cpdef object schedule(self, Timed timed, long long deadline)
     @cython.locals(entry=cython.longlong)
     cpdef object drop(self, Timed timed)
+    @cython.locals(before=cython.longlong, timed=Timed, due=set)
     cpdef bint late(self, long long now) except -1
     @cython.locals(last=cython.longlong, timed=Timed, due=set, place=cython.longlong)
     cpdef object advance(self, long long now)

@@ -87,12 +87,18 @@ class Wheel:
         """Whether the last advance is so long ago that what came since must be read first.
 
         If so ``now`` is set, so that what is read gets deadlines from now on, but nothing fires;
-        the next call says no.
+        the next call says no. Who woke up may have read sockets before its tick, and set deadlines
+        by the old ``now``: what passed meanwhile gets the time again that it had left then.
         """
         if self._behind or now - self.now <= LATE_NS:
             self._behind = False
             return False
         self._behind = True
+        before = self.now
+        for due in self._slots:
+            for timed in due:
+                if before < timed.deadline <= now:
+                    timed.deadline += now - before  # its entry fires early, and moves
         self.now = now
         return True
 
