@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+TOOLS  := $(VENV)/.tools
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -10,13 +11,18 @@ STAMP  := $(VENV)/.installed
 help: ## what there is
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Editable install with everything; the kernels are left to `build`, which does not start afresh each
-# time as pip does.
-$(STAMP): pyproject.toml constraints.txt
+# The kernels need little: what compiles them comes first, and they are built while the rest installs.
+$(TOOLS): constraints.txt
 	@scripts/find-python $(PYTHON) >/dev/null
 	@test -x $(BIN)/python || $$(scripts/find-python $(PYTHON)) -m venv $(VENV)
-	@echo "nexus: installing into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cython
+	@touch $@
+
+# Editable install with everything but the kernels: `kernels` does not start afresh each time as pip
+# does.
+$(STAMP): pyproject.toml constraints.txt $(TOOLS)
+	@echo "nexus: installing into $(VENV)"
 	@NEXUS_NO_EXTENSIONS=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    -c constraints.txt -e '.[embedded,test]'
 	@touch $@
@@ -31,9 +37,12 @@ constraints: $(STAMP) ## newest versions of everything into constraints.txt
 	@{ grep '^#' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable; } > constraints.new
 	@mv constraints.new constraints.txt
 
-.PHONY: build
-build: $(STAMP) ## compiled kernels, in place (pure Python where no compiler is)
+.PHONY: kernels
+kernels: $(TOOLS)
 	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+.PHONY: build
+build: $(STAMP) kernels ## compiled kernels, in place (pure Python where no compiler is)
 	@$(BIN)/python -m nexus --version
 
 .PHONY: run
@@ -49,10 +58,15 @@ lint: $(STAMP) ## ruff: rules and format
 types: $(STAMP) ## mypy, strict
 	@$(BIN)/mypy
 
+# Where there is none, the tests say so.
+.PHONY: broker
+broker:
+	@test -n "$(NEXUS_TEST_KAFKA)" || scripts/kafka-dev fetch || true
+
 .PHONY: test
-test: $(STAMP) ## lint, types and the whole suite on both backends
+test: ## lint, types and the whole suite on both backends
 	@echo "nexus: building, linting and checking types"
-	@$(MAKE) --no-print-directory --jobs=3 build lint types
+	@$(MAKE) --no-print-directory --jobs=4 build lint types broker
 	@scripts/run-tests $(BIN)/python $(ARGS)
 
 .PHONY: fuzz
