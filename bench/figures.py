@@ -70,7 +70,7 @@ def _pairs(document: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, 
     return [
         (row, rows[load, document["reference"]])
         for (load, target), row in rows.items()
-        if target.startswith("nexus") and row["ratio"] and (load, document["reference"]) in rows
+        if target.startswith("nexus") and (load, document["reference"]) in rows
     ]
 
 
@@ -96,6 +96,8 @@ def peers(results: Path) -> str:
     for name, document in documents.items():
         role = f"[{_SCENARIOS[name]}](@bench/results/peers-{name}.md)"
         for row, other in _pairs(document):
+            if not row["ratio"]:
+                continue
             middle, low, high = row["ratio"]
             lines.append(
                 f"| {role} | {_load(row)} | {_cost(row):.2f} "
@@ -115,7 +117,7 @@ def latencies(results: Path) -> str:
     for name, document in _documents(results).items():
         title = _SCENARIOS[name]
         for row, other in _pairs(document):
-            if row["load"].startswith("open loop"):
+            if row["open_loop"]:
                 mine, its = (
                     " / ".join(f"{of[key]:.2f}" for key in ("p50_ms", "p99_ms", "p999_ms"))
                     for of in (row, other)

@@ -28,7 +28,7 @@ from typing import Any, Final
 import yaml
 
 from bench.charts import lines
-from bench.loads import KEYS, Load, LoadError, RedisLoad, WrkLoad
+from bench.loads import KEYS, ClosedLoad, LoadError, RedisLoad, WrkLoad
 from bench.processes import ProcessError
 from bench.record import RESULTS, about, dumped, rounded, taken_on
 from bench.scenarios import SCENARIOS, Peer
@@ -48,7 +48,7 @@ class Axis:
     title: str
     scenario: str
     points: tuple[int, ...]
-    point: Callable[[int], tuple[Peer, Load]]
+    point: Callable[[int], tuple[Peer, ClosedLoad]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _with_routes(peer: Peer, n: int) -> Peer:
     return replace(peer, appended=yaml.safe_dump({"routes": routes}))
 
 
-def _routed(n: int) -> tuple[Peer, Load]:
+def _routed(n: int) -> tuple[Peer, ClosedLoad]:
     """``n`` routes, of which the load asks one in the middle."""
     return _with_routes(_GATEWAY, n), WrkLoad(f"{n} routes", f"/svc-{n // 2}/items/7")
 
@@ -103,7 +103,7 @@ class _Scrapes(WrkLoad):
         return super().size(port, seconds)
 
 
-def _scraped(n: int) -> tuple[Peer, Load]:
+def _scraped(n: int) -> tuple[Peer, ClosedLoad]:
     load = _Scrapes(f"{n} routes", "/metrics", connections=1, routes=n)
     return _with_routes(_OBSERVED, n), load
 

@@ -1,8 +1,8 @@
 """Loads: what is asked of a target, by redis-benchmark, wrk, or :mod:`bench.engine`.
 
 Each has a ``name``, ``size(port, seconds)``, how much work takes about that long (it also warms
-up), ``run(port, size)``, and ``client(port, size, turns)``, which does the same in turns
-(:mod:`bench.turns`).
+up), and ``run(port, size)``. Those that keep their connections busy, all but :class:`OpenLoad`,
+have ``client(port, size, turns)``, too, which does the same in turns (:mod:`bench.turns`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from loadtests.zipf import Zipf
 from nexus.wire.resp import encode_command
 
 __all__ = [
+    "ClosedLoad",
     "Load",
     "LoadError",
     "LoadResult",
@@ -74,6 +75,10 @@ class Load(Protocol):
     def size(self, port: int, seconds: float) -> float: ...
 
     def run(self, port: int, size: float) -> LoadResult: ...
+
+
+class ClosedLoad(Load, Protocol):
+    """One that keeps its connections busy; see the module."""
 
     def client(self, port: int, size: float, turns: int) -> Client: ...
 
@@ -286,23 +291,6 @@ def _driven(
     return LoadResult(operations, operations / outcome.seconds, p50, p99, p999)
 
 
-def _crowd(
-    load: StreamLoad | OpenLoad,
-    port: int,
-    size: float,
-    turns: int,
-    rate: float | None = None,
-    *,
-    http: bool = False,
-) -> Client:
-    replies = http_replies if http else resp_replies
-
-    def gather() -> Crowd:
-        return Crowd(port, load.requests, replies, connections=load.connections)
-
-    return CrowdClient(gather, int(size), max(1, int(size) // turns), rate)
-
-
 @dataclass(frozen=True)
 class StreamLoad:
     """Prepared RESP requests over 50 connections, each with one operation in flight."""
@@ -317,7 +305,11 @@ class StreamLoad:
 
     def client(self, port: int, size: float, turns: int) -> Client:
         """That many operations."""
-        return _crowd(self, port, size, turns)
+
+        def gather() -> Crowd:
+            return Crowd(port, self.requests, resp_replies, connections=self.connections)
+
+        return CrowdClient(gather, int(size), max(1, int(size) // turns))
 
     def size(self, port: int, seconds: float) -> float:
         return max(_PROBE, int(self.run(port, _PROBE).per_second * seconds))
@@ -327,7 +319,7 @@ class StreamLoad:
 class OpenLoad:
     """Open loop: Poisson arrivals at ``rate`` per second, latencies from when each was due.
 
-    It runs twice as long as the others: its rate is low, and its latencies are those to quote.
+    It runs four times as long as the others: its rate is low, and its latencies are those to quote.
     """
 
     name: str
@@ -340,13 +332,9 @@ class OpenLoad:
         """That many operations."""
         return _driven(self, port, int(size), self.rate, http=self.http)
 
-    def client(self, port: int, size: float, turns: int) -> Client:
-        """That many operations."""
-        return _crowd(self, port, size, turns, self.rate, http=self.http)
-
     def size(self, port: int, seconds: float) -> float:
         self.run(port, max(50.0, self.rate / 4))
-        return max(100, int(2 * self.rate * seconds))
+        return max(100, int(4 * self.rate * seconds))
 
 
 def _key(rank: int) -> bytes:

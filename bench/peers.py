@@ -14,6 +14,10 @@ happens to lie moves its cost by a tenth and more), and puts each under each loa
 operation (user + system, all threads of a service summed). Ratios are those of all rounds' CPU per
 operation; everything else is a median over the rounds, memory (PSS) that after the load. JSON,
 Markdown and a chart go to ``bench/results/``. A peer that is not installed is named and left out.
+
+Open loops run alone only, four times as long, and get no ratio: at a fixed rate most requests wake
+an idle processor, and what that costs a virtual machine doubles from one hour to the next, by
+another factor for who is woken once than for who is woken twice a request.
 """
 
 from __future__ import annotations
@@ -28,13 +32,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.engine import EngineError
-from bench.loads import Load, LoadError, LoadResult, RedisLoad
+from bench.loads import ClosedLoad, Load, LoadError, LoadResult, OpenLoad, RedisLoad
 from bench.processes import ProcessError
 from bench.record import RESULTS, about
 from bench.report import AGREEMENT, Row, disagreements, ratios_of, write
 from bench.scenarios import SCENARIOS, Scenario
 from bench.stage import SOURCES, Stage, Target, which
-from bench.turns import TURN, Contender, TurnsError, in_turns
+from bench.turns import TURN, Contender, TurnsError, at_rest, in_turns
 
 __all__ = ["main"]
 
@@ -60,8 +64,28 @@ def _check(target: Target, operations: int, refused: int) -> None:
         raise LoadError(f"{target.name}: {refused} of {operations} replies were refusals")
 
 
+def _open(
+    targets: Sequence[Target], load: OpenLoad, sizes: Mapping[tuple[str, str], float]
+) -> list[Row]:
+    rows = []
+    for target in targets:
+        services = [one for one in (target.proxy, target.backend) if one is not None]
+        pids = [service.pids() for service in services]
+        before = [one.cpu_seconds(of) for one, of in zip(services, pids, strict=True)]
+        result = load.run(target.port, sizes[load.name, target.name])
+        _check(target, result.operations, result.refused)
+        *proxy, backend = (
+            (at_rest(one, of) - used) * 1e6 / result.operations
+            for one, of, used in zip(services, pids, before, strict=True)
+        )
+        rows.append(
+            _row(target, load, result, result.per_second, proxy[0] if proxy else None, backend)
+        )
+    return [replace(row, open_loop=True) for row in rows]
+
+
 def _round(
-    targets: Sequence[Target], load: Load, sizes: Mapping[tuple[str, str], float], turns: int
+    targets: Sequence[Target], load: ClosedLoad, sizes: Mapping[tuple[str, str], float], turns: int
 ) -> list[Row]:
     alone: dict[str, LoadResult] = {}
     for target in targets:
@@ -81,20 +105,29 @@ def _round(
     for target in targets:
         result, share = alone[target.name], shares[target.name]
         _check(target, share.operations, share.refused)
-        rows.append(
-            Row(
-                target=target.name,
-                load=load.name,
-                per_second=share.per_second,
-                p50_ms=result.p50_ms,
-                p99_ms=result.p99_ms,
-                p999_ms=result.p999_ms,
-                proxy_us=share.proxy_us,
-                backend_us=share.backend_us,
-                memory_mib=target.service.memory_mib(),
-            )
-        )
+        rows.append(_row(target, load, result, share.per_second, share.proxy_us, share.backend_us))
     return rows
+
+
+def _row(
+    target: Target,
+    load: Load,
+    result: LoadResult,
+    per_second: float,
+    proxy_us: float | None,
+    backend_us: float,
+) -> Row:
+    return Row(
+        target=target.name,
+        load=load.name,
+        per_second=per_second,
+        p50_ms=result.p50_ms,
+        p99_ms=result.p99_ms,
+        p999_ms=result.p999_ms,
+        proxy_us=proxy_us,
+        backend_us=backend_us,
+        memory_mib=target.service.memory_mib(),
+    )
 
 
 def _fill(load: Load, filled: int, targets: Sequence[Target]) -> int:
@@ -131,7 +164,11 @@ def _compare(scenario: Scenario, only: Sequence[str], rounds: int, seconds: floa
                         load.run(target.port, size * _WARM)
                     else:
                         sizes[load.name, target.name] = load.size(target.port, seconds)
-                for row in _round(targets, load, sizes, turns):
+                if isinstance(load, OpenLoad):
+                    found = _open(targets, load, sizes)
+                else:
+                    found = _round(targets, load, sizes, turns)
+                for row in found:
                     rows.append(replace(row, group=number))
                     print(f"{number + 1}/{rounds} {row}", flush=True)
     return rows, skipped

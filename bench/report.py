@@ -47,6 +47,8 @@ class Row:
     backend_us: float
     memory_mib: float
     group: int = 0
+    #: At a fixed rate, alone: no ratio.
+    open_loop: bool = False
 
     @property
     def cost_us(self) -> float:
@@ -98,6 +100,7 @@ def _median(group: Sequence[Row]) -> Row:
         proxy_us=median(proxy) if proxy else None,
         backend_us=median(row.backend_us for row in group),
         memory_mib=median(row.memory_mib for row in group),
+        open_loop=group[0].open_loop,
     )
 
 
@@ -110,7 +113,7 @@ def ratios(rows: Sequence[Row], reference: str) -> dict[tuple[str, str], Ratio]:
     base = {
         (row.load, row.group): row.cost_us
         for row in rows
-        if row.target == reference and row.cost_us > 0
+        if row.target == reference and row.cost_us > 0 and not row.open_loop
     }
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
@@ -137,9 +140,9 @@ def markdown(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
     lines.append(
         f"{taken_on(about)}; {about['rounds']} rounds, each with all services started afresh: "
         f"{about['seconds']:g} s alone for the latencies, {about['in_turns']:g} s in turns of "
-        f"{TURN:g} s with the others for all else (open loops and hundreds of connections: twice "
-        "as long); medians. Compare ratios within a table and CPU per "
-        "operation, not absolute rates. The last column is CPU per operation as a multiple of "
+        f"{TURN:g} s with the others for all else (hundreds of connections: twice as long; open "
+        "loops: alone only, four times as long); medians. Compare ratios within a table and CPU "
+        "per operation, not absolute rates. The last column is CPU per operation as a multiple of "
         f"{reference}'s, over all rounds; behind it the quartiles of the rounds' own ratios."
     )
     lines += ["", f"Command: `python -m bench.peers {about['scenario']}`"]
@@ -209,6 +212,8 @@ def write(directory: Path, about: Mapping[str, Any], rows: Sequence[Row]) -> lis
     paths[1].write_text(markdown(about, rows))
     groups: dict[str, list[Bar]] = {}
     for row in middle:
+        if row.open_loop:
+            continue
         multiple = multiples.get((row.load, row.target))
         ratio = 1.0 if row.target == about["reference"] else multiple.middle if multiple else 0.0
         label = f"{ratio:.2f}  ({row.cost_us:.2f} µs)" if ratio else f"{row.cost_us:.2f} µs"

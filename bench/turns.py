@@ -37,6 +37,7 @@ __all__ = [
     "Share",
     "StoppedClient",
     "TurnsError",
+    "at_rest",
     "in_turns",
 ]
 
@@ -157,13 +158,10 @@ def _ended(process: subprocess.Popen[str], seconds: float) -> bool:
 class CrowdClient:
     """A crowd of this process: ``operations`` in all, ``each`` in a turn."""
 
-    def __init__(
-        self, gather: Callable[[], Crowd], operations: int, each: int, rate: float | None
-    ) -> None:
+    def __init__(self, gather: Callable[[], Crowd], operations: int, each: int) -> None:
         self._gather = gather
         self._left = operations
         self._each = each
-        self._rate = rate
         self._done = 0
 
     def __enter__(self) -> Self:
@@ -176,7 +174,7 @@ class CrowdClient:
     def turn(self) -> bool:
         """See :class:`Client`."""
         count = min(self._each, self._left)
-        self._crowd.run(count, self._rate)
+        self._crowd.run(count, None)
         self._left -= count
         self._done += count
         return self._left > 0
@@ -238,7 +236,7 @@ def in_turns(contenders: Mapping[_Name, Contender]) -> dict[_Name, Share]:
                 if contender.client.turn():
                     still.append(name)
                 seconds[name] += time.perf_counter() - begun
-                backend[name] += _rested(contender.backend, behind[name]) - used
+                backend[name] += at_rest(contender.backend, behind[name]) - used
             if not (working := still[::-1]):
                 break
         else:
@@ -267,7 +265,7 @@ def in_turns(contenders: Mapping[_Name, Contender]) -> dict[_Name, Share]:
     }
 
 
-def _rested(process: Process, pids: Sequence[int]) -> float:
+def at_rest(process: Process, pids: Sequence[int]) -> float:
     """CPU seconds of a backend that has done what it was asked for."""
     used = process.cpu_seconds(pids)
     for _ in range(_SETTLE):

@@ -215,7 +215,7 @@ def test_a_crowd_goes_on_where_it_was(tmp_path: Path) -> None:
         server.wait_for(lambda: log.read_text().endswith("\n"))
         requests = [(b"A ", 1), (b"B ", 1), (b"C ", 1)]
         crowd = Crowd(int(log.read_text()), requests, resp_replies, connections=1)
-        client = CrowdClient(lambda: crowd, operations=5, each=2, rate=None)
+        client = CrowdClient(lambda: crowd, operations=5, each=2)
         shares = in_turns({"crowd": Contender(client, None, server)})
         assert isinstance(shares["crowd"], Share)
         assert shares["crowd"].operations == 5
