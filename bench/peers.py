@@ -15,9 +15,9 @@ operation (user + system, all threads of a service summed). Ratios are those of 
 operation; everything else is a median over the rounds, memory (PSS) that after the load. JSON,
 Markdown and a chart go to ``bench/results/``. A peer that is not installed is named and left out.
 
-Open loops run alone only, four times as long, and get no ratio: at a fixed rate most requests wake
-an idle processor, and what that costs a virtual machine doubles from one hour to the next, by
-another factor for who is woken once than for who is woken twice a request.
+Open loops run alone only, four times as long, and get no ratio: below saturation most requests wake
+an idle processor, and what that costs a virtual machine is its host's affair, another from one run
+to the next, and counts differently for who is woken once or twice a request.
 """
 
 from __future__ import annotations
