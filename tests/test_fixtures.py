@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from support.preloaded import Service
+from support.preloaded import Service, start_service
 from support.servers import free_port
 from support.waiting import eventually
 
@@ -35,7 +35,9 @@ def test_a_forked_service_is_as_one_started_by_itself(
     def start(*arguments: str, **environ: str) -> Service:
         with output.open("w") as stream:
             number = stream.fileno()
-            service = Service("nexus.gateway", arguments, os.environ | environ, number, number)
+            service = start_service(
+                "nexus.gateway", arguments, os.environ | environ, number, number
+            )
         assert (service._fresh is not None) == bool(fresh)
         return service
 

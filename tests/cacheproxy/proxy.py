@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 import redis
-from support.preloaded import Service
+from support.preloaded import start_service
 from support.waiting import eventually  # noqa: F401  (the modules here import it with the proxy)
 
 from nexus._speedups.respscan import ReplyScanner
@@ -36,7 +36,7 @@ class Proxy:
         said, stderr = os.pipe()
         self._said = os.fdopen(said)
         try:
-            self.process = Service("nexus.cacheproxy", command, env | environ, stderr=stderr)
+            self.process = start_service("nexus.cacheproxy", command, env | environ, stderr=stderr)
         except BaseException:
             self._said.close()
             raise

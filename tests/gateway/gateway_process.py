@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.preloaded import Service
+from support.preloaded import start_service
 from support.servers import free_port
 
 from nexus._speedups import COMPILED_MODULES, _built
@@ -180,7 +180,7 @@ class GatewayProcess:
         self.log = (self.directory / "gateway.log").open("w+")
         arguments = ["--config", str(self.config_file)]
         log = self.log.fileno()
-        self.process = Service("nexus.gateway", arguments, environ, stdout=log, stderr=log)
+        self.process = start_service("nexus.gateway", arguments, environ, stdout=log, stderr=log)
         self._wait_ready()
         return self
 

@@ -29,7 +29,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Service"]
+__all__ = ["Service", "start_service"]
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Bytes of a request: arguments and environment.
@@ -41,27 +41,34 @@ _IMPORTS_DEPEND = (
 )
 
 
-class Service:
-    """``python -m MODULE ARGUMENTS``, with what tests use of :class:`subprocess.Popen`."""
+def start_service(
+    module: str,
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> Service:
+    """``python -m MODULE ARGUMENTS``."""
+    if os.environ.get("NEXUS_TEST_FRESH"):
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.Popen(command, env=env, stdout=stdout, stderr=stderr)
+    streams = (1 if stdout is None else stdout, 2 if stderr is None else stderr)
+    return Forked(_origin(module, env), arguments, env, streams)
+
+
+class Forked:
+    """A service of an origin, with what tests use of :class:`subprocess.Popen`."""
 
     def __init__(
         self,
-        module: str,
+        origin: _Origin,
         arguments: Sequence[str],
         env: Mapping[str, str],
-        stdout: int | None = None,
-        stderr: int | None = None,
+        streams: tuple[int, int],
     ) -> None:
-        streams = (1 if stdout is None else stdout, 2 if stderr is None else stderr)
         self.returncode: int | None = None
-        self._fresh: subprocess.Popen[bytes] | None = None
-        if os.environ.get("NEXUS_TEST_FRESH"):
-            command = [sys.executable, "-m", module, *arguments]
-            self._fresh = subprocess.Popen(command, env=env, stdout=streams[0], stderr=streams[1])
-            self.pid = self._fresh.pid
-            return
-        self._origin = _origin(module, env)
-        self.pid = self._origin.fork(arguments, env, streams)
+        self._origin = origin
+        self.pid = origin.fork(arguments, env, streams)
         # Its own number until it is waited for, so nobody else's is signalled.
         try:
             self._descriptor = os.pidfd_open(self.pid)
@@ -79,9 +86,6 @@ class Service:
         """Its exit code; raises :class:`subprocess.TimeoutExpired`."""
         if self.returncode is not None:
             return self.returncode
-        if self._fresh is not None:
-            self.returncode = self._fresh.wait(timeout)
-            return self.returncode
         poller = select.poll()  # select() refuses descriptors above 1023
         poller.register(self._descriptor, select.POLLIN)
         if not poller.poll(None if timeout is None else max(0.0, timeout) * 1000):
@@ -92,11 +96,7 @@ class Service:
 
     def send_signal(self, number: int) -> None:
         """Nothing happens where it has ended."""
-        if self.poll() is not None:
-            return
-        if self._fresh is not None:
-            self._fresh.send_signal(number)
-        else:
+        if self.poll() is None:
             signal.pidfd_send_signal(self._descriptor, number)
 
     def terminate(self) -> None:
@@ -106,6 +106,10 @@ class Service:
     def kill(self) -> None:
         """SIGKILL."""
         self.send_signal(signal.SIGKILL)
+
+
+#: What is started, either way.
+Service = Forked | subprocess.Popen[bytes]
 
 
 class _Origin:
