@@ -221,7 +221,7 @@ def _agree(first: Path, second: Path) -> int:
         one, other = _documents(first), _documents(second)
         common = [name for name in one if name in other]
         found = [line for name in common for line in disagreements(one[name], other[name])]
-        count = sum(len(ratios_of(one[name])) for name in common)
+        count = sum(len(ratios_of(one[n]).keys() & ratios_of(other[n]).keys()) for n in common)
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"bench.peers: not results of a comparison: {error!r}", file=sys.stderr)
         return 2

@@ -151,7 +151,11 @@ def test_two_runs_agree_or_not() -> None:
 
 def test_two_directories_agree_or_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, cost in (("one", 8.0), ("other", 8.1), ("third", 12.0)):
-        write(tmp_path / name, ABOUT, [row("peer", 1, 10.0), row("us", 1, cost)])
+        at_a_rate = [
+            replace(r, load="9/s", open_loop=True)
+            for r in (row("peer", 1, 10.0), row("us", 1, cost))
+        ]
+        write(tmp_path / name, ABOUT, [row("peer", 1, 10.0), row("us", 1, cost), *at_a_rate])
     one, other, third = (str(tmp_path / name) for name in ("one", "other", "third"))
     assert peers.main(["--agree", one, other]) == 0
     assert peers.main(["--agree", one, third]) == 1
