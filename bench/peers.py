@@ -2,7 +2,7 @@
 
 ::
 
-    python -m bench.peers [SCENARIO…] [--quick] [--rounds N] [--seconds S] [--only NAME,…]
+    python -m bench.peers [SCENARIO…] [--quick] [--rounds N] [--seconds S] [--only NAME,…] [--more]
     python -m bench.peers --list
     python -m bench.peers --agree A B      do two runs (files or directories) agree within 10 %?
 
@@ -11,9 +11,10 @@ the scenarios are in :mod:`bench.scenarios`. Every round starts all afresh (wher
 happens to lie moves its cost by a tenth and more), and puts each under each load twice: alone for
 0.4 s, which gives the latencies, and then in turns of 50 ms with all others
 (:mod:`bench.turns`), which gives the rate and the CPU of the proxy and of what is behind it per
-operation (user + system, all threads of a service summed). Ratios are those of all rounds' CPU per
-operation; everything else is a median over the rounds, memory (PSS) that after the load. JSON,
-Markdown and a chart go to ``bench/results/``. A peer that is not installed is named and left out.
+operation (user + system, all threads of a service summed). Ratios are taken within a round
+(:class:`bench.report.Ratio`); everything else is a median over the rounds, memory (PSS) that after
+the load. JSON, Markdown and a chart go to ``bench/results/``; with ``--more`` the rounds are added
+to those that are there. A peer that is not installed is named and left out.
 
 Open loops run alone only, four times as long, and get no ratio: below saturation most requests wake
 an idle processor, and what that costs a virtual machine is its host's affair, another from one run
@@ -35,7 +36,7 @@ from bench.engine import EngineError
 from bench.loads import ClosedLoad, Load, LoadError, LoadResult, OpenLoad, RedisLoad
 from bench.processes import ProcessError
 from bench.record import RESULTS, about
-from bench.report import AGREEMENT, Row, disagreements, ratios_of, write
+from bench.report import AGREEMENT, Row, disagreements, path_of, ratios_of, rows_of, write
 from bench.scenarios import SCENARIOS, Scenario
 from bench.stage import SOURCES, Stage, Target, which
 from bench.turns import TURN, Contender, TurnsError, at_rest, in_turns
@@ -189,6 +190,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", default="", help="peers whose names begin so, comma-separated")
     parser.add_argument("--results", type=Path, help="directory; bench/results, quick: build/bench")
+    parser.add_argument("--more", action="store_true", help="add the rounds to earlier results")
     parser.add_argument("--agree", nargs=2, type=Path, metavar="PATH", help="compare two results")
     options = parser.parse_args(arguments)
     for name in options.scenarios:
@@ -237,17 +239,27 @@ def _agree(first: Path, second: Path) -> int:
     return 1 if found else 0
 
 
+#: What must be the same where rounds are added.
+_SAME: Final = ("reference", "machine", "python", "seconds", "in_turns", "quick")
+
+
+def _earlier(document: dict[str, Any], directory: Path) -> list[Row]:
+    """Rows of earlier results, whose rounds ``document`` counts from here on; ``ValueError``."""
+    path = path_of(directory, document)
+    if not path.exists():
+        return []
+    earlier = json.loads(path.read_text())
+    if differing := [key for key in _SAME if earlier.get(key) != document[key]]:
+        raise ValueError(f"{path} has another {', '.join(differing)}; no rounds can be added")
+    document["rounds"] += earlier["rounds"]
+    return rows_of(earlier)
+
+
 def _run(scenario: Scenario, options: argparse.Namespace) -> int:
     if missing := _missing(scenario):
         print(f"bench.peers: {scenario.name}: missing: {', '.join(missing)}", file=sys.stderr)
         return 2
-    try:
-        only = [name for name in options.only.split(",") if name]
-        rows, skipped = _compare(scenario, only, options.rounds, options.seconds)
-    except (ProcessError, LoadError, EngineError, TurnsError, OSError) as error:
-        print(f"bench.peers: {scenario.name}: {error}", file=sys.stderr)
-        return 1
-    document = {
+    document: dict[str, Any] = {
         "scenario": scenario.name,
         "title": scenario.title,
         "reference": scenario.reference,
@@ -256,8 +268,21 @@ def _run(scenario: Scenario, options: argparse.Namespace) -> int:
         "seconds": options.seconds,
         "in_turns": options.seconds * _TURNS,
         "quick": options.quick,
-        "left_out": skipped,
     }
+    try:
+        earlier = _earlier(document, options.results) if options.more else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"bench.peers: {scenario.name}: {error}", file=sys.stderr)
+        return 2
+    try:
+        only = [name for name in options.only.split(",") if name]
+        rows, skipped = _compare(scenario, only, options.rounds, options.seconds)
+    except (ProcessError, LoadError, EngineError, TurnsError, OSError) as error:
+        print(f"bench.peers: {scenario.name}: {error}", file=sys.stderr)
+        return 1
+    document |= {"left_out": skipped, "taken": about()["taken"]}
+    first = 1 + max((row.group for row in earlier), default=-1)
+    rows = earlier + [replace(row, group=first + row.group) for row in rows]
     for name, why in skipped.items():
         print(f"left out: {name}: {why}", file=sys.stderr)
     for path in write(options.results, document, rows):

@@ -137,6 +137,43 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert ratios([replace(r, group=n) for n, r in enumerate(rows)], "peer") == {}
 
 
+def test_one_round_in_which_a_service_cost_double_moves_little() -> None:
+    costs = (8.0, 8.0, 16.0, 8.2, 7.8, 8.0, 8.1)
+    rows = [
+        replace(r, group=group)
+        for group, cost in enumerate(costs)
+        for r in (row("peer", 1, 10.0), row("us", 1, cost))
+    ]
+    assert 0.79 < ratios(rows, "peer")["GET", "us"].middle < 0.83
+
+
+def test_rounds_are_added_to_those_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    costs = iter((8.0, 9.0, 10.0))
+
+    def compare(*_: object) -> peers.Found:
+        cost = next(costs)
+        return [replace(row("twemproxy", 1, 10.0), group=0), row("nexus", 1, cost)], {}
+
+    monkeypatch.setattr(peers, "_compare", compare)
+    monkeypatch.setattr(peers, "_missing", lambda _: [])
+    command = ["redis", "--rounds", "1", "--results", str(tmp_path)]
+    assert peers.main([*command, "--more"]) == 0
+    assert peers.main([*command, "--more"]) == 0
+    document = json.loads((tmp_path / "peers-redis.json").read_text())
+    assert document["rounds"] == 2
+    assert [(r.group, r.proxy_us) for r in rows_of(document) if r.target == "nexus"] == [
+        (0, 8.0),
+        (1, 9.0),
+    ]
+    assert peers.main([*command, "--more", "--seconds", "2"]) == 2
+    assert "another seconds, in_turns" in capsys.readouterr().err
+    assert json.loads((tmp_path / "peers-redis.json").read_text()) == document
+    assert peers.main(command) == 0
+    assert json.loads((tmp_path / "peers-redis.json").read_text())["rounds"] == 1
+
+
 def test_two_runs_agree_or_not() -> None:
     def document(cost: float, scenario: str = "redis") -> dict[str, Any]:
         runs = [list(asdict(row("peer", 1, 10.0)).values()), list(astuple(row("us", 1, cost)))]
