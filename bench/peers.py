@@ -184,7 +184,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="default: all; see --list")
     parser.add_argument("--list", action="store_true", help="the scenarios, their peers and loads")
     parser.add_argument("--quick", action="store_true", help="two rounds: does it run")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument(
         "--seconds", type=float, default=0.4, help="of each run alone; thrice that in turns"
     )
