@@ -11,7 +11,8 @@ STAMP  := $(VENV)/.installed
 help: ## what there is
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# The kernels need little: what compiles them comes first, and they are built while the rest installs.
+# The kernels need little: what compiles them comes first, so that `test` can build them while the rest
+# installs.
 $(TOOLS): constraints.txt
 	@scripts/find-python $(PYTHON) >/dev/null
 	@test -x $(BIN)/python || $$(scripts/find-python $(PYTHON)) -m venv $(VENV)
@@ -61,7 +62,7 @@ types: $(STAMP) ## mypy, strict
 # Where there is none, the tests say so.
 .PHONY: broker
 broker:
-	@test -n "$(NEXUS_TEST_KAFKA)" || scripts/kafka-dev fetch || true
+	@test -n "$(NEXUS_TEST_KAFKA)" || timeout 240 scripts/kafka-dev fetch >/dev/null 2>&1 || true
 
 .PHONY: test
 test: ## lint, types and the whole suite on both backends

@@ -70,7 +70,9 @@ def _pairs(document: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, 
     return [
         (row, rows[load, document["reference"]])
         for (load, target), row in rows.items()
-        if target.startswith("nexus") and (load, document["reference"]) in rows
+        if target.startswith("nexus")
+        and target != document["reference"]
+        and (load, document["reference"]) in rows
     ]
 
 

@@ -28,7 +28,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -240,7 +240,7 @@ def _agree(first: Path, second: Path) -> int:
 
 
 #: What must be the same where rounds are added.
-_SAME: Final = ("reference", "machine", "python", "seconds", "in_turns", "quick")
+_SAME: Final = ("reference", "machine", "python", "seconds", "in_turns", "quick", "only")
 
 
 def _earlier(document: dict[str, Any], directory: Path) -> list[Row]:
@@ -249,7 +249,10 @@ def _earlier(document: dict[str, Any], directory: Path) -> list[Row]:
     if not path.exists():
         return []
     earlier = json.loads(path.read_text())
-    if differing := [key for key in _SAME if earlier.get(key) != document[key]]:
+    differing = [key for key in _SAME if earlier.get(key) != document[key]]
+    if earlier["columns"] != [field.name for field in fields(Row)]:
+        differing.append("columns")
+    if differing:
         raise ValueError(f"{path} has another {', '.join(differing)}; no rounds can be added")
     document["rounds"] += earlier["rounds"]
     return rows_of(earlier)
@@ -268,6 +271,7 @@ def _run(scenario: Scenario, options: argparse.Namespace) -> int:
         "seconds": options.seconds,
         "in_turns": options.seconds * _TURNS,
         "quick": options.quick,
+        "only": options.only,
     }
     try:
         earlier = _earlier(document, options.results) if options.more else []

@@ -120,7 +120,7 @@ def ratios(rows: Sequence[Row], reference: str) -> dict[tuple[str, str], Ratio]:
     }
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
-        if row.target != reference and (row.load, row.group) in base:
+        if row.target != reference and row.cost_us > 0 and (row.load, row.group) in base:
             pair = (row.cost_us, base[row.load, row.group])
             found.setdefault((row.load, row.target), []).append(pair)
     return {key: _ratio(pairs) for key, pairs in found.items()}

@@ -38,7 +38,7 @@ def test_a_forked_service_is_as_one_started_by_itself(
             service = start_service(
                 "nexus.gateway", arguments, os.environ | environ, number, number
             )
-        assert (service._fresh is not None) == bool(fresh)
+        assert isinstance(service, subprocess.Popen) == bool(fresh)
         return service
 
     checked = start("--check", NEXUS_GATEWAY_DRAIN_SECONDS="7.5")

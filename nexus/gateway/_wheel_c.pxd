@@ -7,6 +7,7 @@ cdef long long _SLOTS
 cdef class Timed:
     cdef public long long deadline
     cdef public long long entry
+    cdef public long long since
     cpdef object on_deadline(self, long long now)
 
 
@@ -21,5 +22,7 @@ cdef class Wheel:
     cpdef object drop(self, Timed timed)
     @cython.locals(before=cython.longlong, timed=Timed, due=set)
     cpdef bint late(self, long long now) except -1
-    @cython.locals(last=cython.longlong, timed=Timed, due=set, place=cython.longlong)
+    @cython.locals(
+        last=cython.longlong, timed=Timed, due=set, place=cython.longlong, since=cython.longlong
+    )
     cpdef object advance(self, long long now)

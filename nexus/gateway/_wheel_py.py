@@ -33,12 +33,14 @@ _SLOTS = SLOTS
 class Timed:
     """Something that may have a deadline; ``deadline`` is monotonic nanoseconds, 0 for none."""
 
-    __slots__ = ("deadline", "entry")
+    __slots__ = ("deadline", "entry", "since")
 
     def __init__(self) -> None:
         self.deadline = 0
         #: The tick of its valid entry in the wheel, 0 for none.
         self.entry = 0
+        #: What the wheel's ``now`` was when the deadline was set.
+        self.since = 0
 
     def on_deadline(self, now: int) -> None:
         """The deadline has passed (and was reset to 0)."""
@@ -63,6 +65,7 @@ class Wheel:
     def schedule(self, timed: Timed, deadline: int) -> None:
         """Set (or move) the deadline of ``timed``, monotonic nanoseconds."""
         timed.deadline = deadline
+        timed.since = self.now
         tick = deadline // _TICK + 1
         if tick <= self._tick:
             tick = self._tick + 1
@@ -88,7 +91,7 @@ class Wheel:
 
         If so ``now`` is set, so that what is read gets deadlines from now on, but nothing fires;
         the next call says no. Who woke up may have read sockets before its tick, and set deadlines
-        by the old ``now``: what passed meanwhile gets the time again that it had left then.
+        by the old ``now``: whatever was set since the last tick counts from now on, too.
         """
         if self._behind or now - self.now <= LATE_NS:
             self._behind = False
@@ -97,7 +100,7 @@ class Wheel:
         before = self.now
         for due in self._slots:
             for timed in due:
-                if before < timed.deadline <= now:
+                if timed.since == before and timed.deadline > before:
                     timed.deadline += now - before  # its entry fires early, and moves
         self.now = now
         return True
@@ -120,7 +123,9 @@ class Wheel:
                 if timed.deadline == 0:
                     continue
                 if timed.deadline > now:
+                    since = timed.since
                     self.schedule(timed, timed.deadline)
+                    timed.since = since
                 else:
                     timed.deadline = 0
                     timed.on_deadline(now)

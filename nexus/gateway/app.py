@@ -470,7 +470,8 @@ class Gateway:
         now = monotonic_ns()
         self._core.wall_offset = time_ns() - now
         if self._wheel.late(now):
-            # Timers come before sockets in a turn of the loop: the next turn has read them.
+            # Timers come before sockets in a turn of the loop: the next turn has read them. (Where
+            # the worker stood in its wait for sockets, it has read them already.)
             self._ticker = loop.call_later(0.001, self._tick, loop)
             return
         self._ticker = loop.call_later(TICK_NS / 1e9, self._tick, loop)
