@@ -28,7 +28,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,10 +36,10 @@ from bench.engine import EngineError
 from bench.loads import ClosedLoad, Load, LoadError, LoadResult, OpenLoad, RedisLoad
 from bench.processes import ProcessError
 from bench.record import RESULTS, about
-from bench.report import AGREEMENT, Row, disagreements, path_of, ratios_of, rows_of, write
+from bench.report import AGREEMENT, COLUMNS, Row, disagreements, path_of, ratios_of, rows_of, write
 from bench.scenarios import SCENARIOS, Scenario
 from bench.stage import SOURCES, Stage, Target, which
-from bench.turns import TURN, Contender, TurnsError, at_rest, in_turns
+from bench.turns import TURN, Contender, Share, TurnsError, at_rest, in_turns
 
 __all__ = ["main"]
 
@@ -65,9 +65,10 @@ def _check(target: Target, operations: int, refused: int) -> None:
         raise LoadError(f"{target.name}: {refused} of {operations} replies were refusals")
 
 
-def _open(
+def _open_loop(
     targets: Sequence[Target], load: OpenLoad, sizes: Mapping[tuple[str, str], float]
 ) -> list[Row]:
+    """Each alone."""
     rows = []
     for target in targets:
         services = [one for one in (target.proxy, target.backend) if one is not None]
@@ -79,15 +80,21 @@ def _open(
             (at_rest(one, of) - used) * 1e6 / result.operations
             for one, of, used in zip(services, pids, before, strict=True)
         )
-        rows.append(
-            _row(target, load, result, result.per_second, proxy[0] if proxy else None, backend)
+        share = Share(
+            result.operations,
+            result.refused,
+            proxy[0] if proxy else None,
+            backend,
+            result.per_second,
         )
-    return [replace(row, open_loop=True) for row in rows]
+        rows.append(_row(target, load, result, share))
+    return rows
 
 
 def _round(
     targets: Sequence[Target], load: ClosedLoad, sizes: Mapping[tuple[str, str], float], turns: int
 ) -> list[Row]:
+    """Each alone, then all in turns."""
     alone: dict[str, LoadResult] = {}
     for target in targets:
         result = alone[target.name] = load.run(target.port, sizes[load.name, target.name])
@@ -106,28 +113,22 @@ def _round(
     for target in targets:
         result, share = alone[target.name], shares[target.name]
         _check(target, share.operations, share.refused)
-        rows.append(_row(target, load, result, share.per_second, share.proxy_us, share.backend_us))
+        rows.append(_row(target, load, result, share))
     return rows
 
 
-def _row(
-    target: Target,
-    load: Load,
-    result: LoadResult,
-    per_second: float,
-    proxy_us: float | None,
-    backend_us: float,
-) -> Row:
+def _row(target: Target, load: Load, result: LoadResult, share: Share) -> Row:
     return Row(
         target=target.name,
         load=load.name,
-        per_second=per_second,
+        per_second=share.per_second,
         p50_ms=result.p50_ms,
         p99_ms=result.p99_ms,
         p999_ms=result.p999_ms,
-        proxy_us=proxy_us,
-        backend_us=backend_us,
+        proxy_us=share.proxy_us,
+        backend_us=share.backend_us,
         memory_mib=target.service.memory_mib(),
+        open_loop=isinstance(load, OpenLoad),
     )
 
 
@@ -166,7 +167,7 @@ def _compare(scenario: Scenario, only: Sequence[str], rounds: int, seconds: floa
                     else:
                         sizes[load.name, target.name] = load.size(target.port, seconds)
                 if isinstance(load, OpenLoad):
-                    found = _open(targets, load, sizes)
+                    found = _open_loop(targets, load, sizes)
                 else:
                     found = _round(targets, load, sizes, turns)
                 for row in found:
@@ -250,7 +251,7 @@ def _earlier(document: dict[str, Any], directory: Path) -> list[Row]:
         return []
     earlier = json.loads(path.read_text())
     differing = [key for key in _SAME if earlier.get(key) != document[key]]
-    if earlier["columns"] != [field.name for field in fields(Row)]:
+    if earlier["columns"] != COLUMNS:
         differing.append("columns")
     if differing:
         raise ValueError(f"{path} has another {', '.join(differing)}; no rounds can be added")

@@ -16,6 +16,7 @@ from bench.turns import TURN
 
 __all__ = [
     "AGREEMENT",
+    "COLUMNS",
     "Ratio",
     "Row",
     "disagreements",
@@ -65,6 +66,10 @@ class Row:
             f"p99 {self.p99_ms:.2f} ms{proxy}, behind it {self.backend_us:.2f} µs/op, "
             f"{self.memory_mib:.0f} MiB"
         )
+
+
+#: Of a run in the JSON.
+COLUMNS: Final = [field.name for field in fields(Row)]
 
 
 @dataclass(frozen=True)
@@ -216,10 +221,9 @@ def write(directory: Path, about: Mapping[str, Any], rows: Sequence[Row]) -> lis
     directory.mkdir(parents=True, exist_ok=True)
     middle = medians(rows)
     multiples = ratios(rows, about["reference"])
-    columns = [field.name for field in fields(Row)]
     document: dict[str, Any] = dict(about)
     document["medians"] = [_summary(row, multiples.get((row.load, row.target))) for row in middle]
-    document["columns"] = columns
+    document["columns"] = COLUMNS
     document["runs"] = [[rounded(value) for value in astuple(row)] for row in rows]
     path = path_of(directory, about)
     paths = [path, path.with_suffix(".md"), path.with_suffix(".svg")]

@@ -38,6 +38,9 @@ SECRET: Final = "bench-secret-of-forty-bytes-not-for-use-"  # noqa: S105  (loopb
 _PATH: Final = "/api/products"
 
 
+Loads = tuple[ClosedLoad | OpenLoad, ...]
+
+
 @dataclass(frozen=True)
 class Peer:
     """A process to measure: the tool it needs, its configuration files, its command line."""
@@ -64,7 +67,7 @@ class Scenario:
     ports: tuple[str, ...]
     peers: tuple[Peer, ...]
     #: Called at the start: token lifetimes begin then.
-    loads: Callable[[], tuple[ClosedLoad | OpenLoad, ...]]
+    loads: Callable[[], Loads]
     reference: str
     needs: tuple[str, ...]
     kafka: bool = False
@@ -111,7 +114,7 @@ def _gateway(name: str, config: str, *flags: str, refuses: bool = False) -> Peer
     return Peer(name, sys.executable, config, (*command, *flags), ("services.json",), refuses)
 
 
-def _redis_loads() -> tuple[ClosedLoad | OpenLoad, ...]:
+def _redis_loads() -> Loads:
     return (
         *(RedisLoad(command, depth) for depth in (1, 16) for command in ("get", "set")),
         RedisLoad("get", 1, 4096),
@@ -121,7 +124,7 @@ def _redis_loads() -> tuple[ClosedLoad | OpenLoad, ...]:
     )
 
 
-def _cached_loads() -> tuple[ClosedLoad | OpenLoad, ...]:
+def _cached_loads() -> Loads:
     return (
         RedisLoad("get", 1),
         RedisLoad("get", 16),
@@ -130,7 +133,7 @@ def _cached_loads() -> tuple[ClosedLoad | OpenLoad, ...]:
     )
 
 
-def _http_loads() -> tuple[ClosedLoad | OpenLoad, ...]:
+def _http_loads() -> Loads:
     return (
         WrkLoad("64 connections", _PATH),
         WrkLoad("1 connection", _PATH, connections=1),
@@ -141,7 +144,7 @@ def _http_loads() -> tuple[ClosedLoad | OpenLoad, ...]:
     )
 
 
-def _full_loads() -> tuple[ClosedLoad | OpenLoad, ...]:
+def _full_loads() -> Loads:
     return (
         WrkLoad("64 connections", _PATH, headers=_bearer()),
         OpenLoad("open loop, 1 000/s", http_get(_PATH, _bearer()), 1_000, http=True),
